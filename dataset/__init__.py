@@ -1,0 +1,21 @@
+"""Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
+from dataset.base import DatasetError, ImageSet
+from dataset.cub200 import CUB2011Metric
+from dataset.folder import FolderMetric, SyntheticBirdsMetric
+from dataset.loader import EvaluationLoader, TrainLoader, default_workers, load_resized, resized_size
+
+__all__ = ["DATASETS", "DatasetError", "ImageSet", "CUB2011Metric", "FolderMetric", "SyntheticBirdsMetric",
+           "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size", "load_splits"]
+
+DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
+
+
+def load_splits(name, root, download=False):
+    """Return (training set, test set) of the data set called ``name`` on the command line (see ``DATASETS``).
+
+    Raises:
+        DatasetError: the pictures are missing or incomplete.
+    """
+    options = {"download": True} if download else {}
+    train = DATASETS[name](root, train=True, **options)
+    return train, DATASETS[name](root, train=False)

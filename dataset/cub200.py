@@ -1,0 +1,46 @@
+"""CUB-200-2011 (Wah et al. 2011): 200 bird species; the first 100 train, the last 100 test (zero-shot retrieval)."""
+import os
+
+from dataset.base import DatasetError, ImageSet, list_classes, split_of_class_folders
+from dataset.download import fetch_archive
+
+__all__ = ["CUB2011Metric"]
+
+
+class CUB2011Metric(ImageSet):
+    """One split of CUB-200-2011: ``root/CUB_200_2011/images/001.Name/*.jpg``.
+
+    Args:
+        root: the directory that holds (or, with ``download``, will hold) ``CUB_200_2011``.
+        train: True for classes 1-100 (5,864 pictures), False for classes 101-200 (5,924); labels are 0-99 and 100-199.
+        transform, target_transform: as in ``ImageSet``.
+        download: fetch and unpack the archive (1.1 GB) if the folder is not there.
+
+    Raises:
+        DatasetError: the pictures are missing, incomplete or too many; the download fails.
+    """
+
+    FOLDER = "CUB_200_2011"
+    URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+    MD5 = "97eceeb196236b17998738112f37df78"
+    CLASSES = 200
+    PICTURES = {True: 5864, False: 5924}
+
+    def __init__(self, root, train=False, transform=None, target_transform=None, download=False):
+        images = os.path.join(root, self.FOLDER, "images")
+        if not os.path.isdir(images) and download:
+            fetch_archive(self.URL, self.MD5, root, self.FOLDER)
+        if not os.path.isdir(images):
+            raise DatasetError(
+                "{} is not there: add --download (1.1 GB), or unpack {} into {}, or try --dataset synthetic, which "
+                "needs no download".format(images, self.URL, root))
+        names = list_classes(images)
+        if len(names) != self.CLASSES:
+            raise DatasetError("{}: {} class folders instead of {}; unpack the archive again".format(
+                images, len(names), self.CLASSES))
+        names = names[:100] if train else names[100:]
+        samples, class_to_idx = split_of_class_folders(images, names, 0 if train else 100)
+        if len(samples) != self.PICTURES[train]:
+            raise DatasetError("{}: {} {} pictures instead of {}; unpack the archive again".format(
+                images, len(samples), "training" if train else "test", self.PICTURES[train]))
+        super().__init__(samples, class_to_idx, transform, target_transform)

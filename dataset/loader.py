@@ -1,0 +1,143 @@
+"""Batches of uint8 pictures: resize, crop and flip here; scaling and normalisation belong to the networks.
+
+A batch depends on nothing but the seed, the epoch and its number in the epoch: the number of worker processes changes
+the speed alone.
+"""
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from dataset.base import DatasetError, open_image
+
+__all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers", "load_resized"]
+
+
+# Last part of the seed of a batch's crops, so that they are independent of the draws of the batch sampler.
+CROP_STREAM = 1
+
+
+def resized_size(image_size):
+    """Return the side that pictures are resized to before a crop of ``image_size``: 8/7 of it (256 for 224)."""
+    return int(round(image_size * 8 / 7))
+
+
+def default_workers():
+    """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores - 1))
+
+
+def load_resized(path, side):
+    """Return the picture at ``path`` as a uint8 array, side x side x 3: bilinear, antialiased, aspect ratio not kept."""
+    return np.asarray(open_image(path).resize((side, side), Image.BILINEAR))
+
+
+class _Batches(Dataset):
+    """Turns a key (picture indices, seed of the crops or None) into (pictures B x 3 x S x S uint8, labels B)."""
+
+    def __init__(self, samples, image_size):
+        self.paths = [path for path, _ in samples]
+        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+        self.image_size = image_size
+
+    def __getitem__(self, key):
+        indices, seed = key
+        size, side = self.image_size, resized_size(self.image_size)
+        batch = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        rng = None if seed is None else np.random.default_rng(seed)
+        for row, index in enumerate(indices):
+            try:
+                picture = load_resized(self.paths[index], side)
+            except DatasetError as error:
+                return error  # an exception that crosses a process boundary comes out as a traceback; a value doesn't
+            if rng is None:
+                top = left = int(round((side - size) / 2))
+            else:
+                top, left = rng.integers(0, side - size + 1, size=2)
+            crop = picture[top:top + size, left:left + size]
+            if rng is not None and rng.random() < 0.5:
+                crop = crop[:, ::-1]
+            batch[row] = crop
+        images = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())
+        return images, torch.from_numpy(self.labels[list(indices)])
+
+
+class _Keys:
+    """The sampler that the DataLoader draws keys from; holds the list for one pass."""
+
+    def __init__(self):
+        self.keys = []
+
+    def __iter__(self):
+        return iter(self.keys)
+
+    def __len__(self):
+        return len(self.keys)
+
+
+def _data_loader(samples, image_size, keys, workers, pin_memory, keep_workers):
+    return DataLoader(_Batches(samples, image_size), sampler=keys, batch_size=None, num_workers=workers,
+                      pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0)
+
+
+def _checked(batches):
+    for batch in batches:
+        if isinstance(batch, DatasetError):
+            raise batch
+        yield batch
+
+
+class TrainLoader:
+    """Training batches of one epoch after the other: random crop, horizontal flip with probability 0.5.
+
+    Args:
+        dataset: an ``ImageSet``.
+        batch_sampler: ``draw(epoch, number)`` gives the picture indices of a batch; its length is batches an epoch.
+        image_size: side of the crop.
+        seed: of crops and flips.
+        workers: loading processes; 0 loads in this one.
+        pin_memory: put batches into page-locked memory, for a faster copy to an accelerator.
+    """
+
+    def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False):
+        self.batch_sampler = batch_sampler
+        self.seed = seed
+        self.keys = _Keys()
+        self.loader = _data_loader(dataset.samples, image_size, self.keys, workers, pin_memory, keep_workers=True)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def epoch(self, number):
+        """Yield (pictures, labels) of epoch ``number``.
+
+        Raises:
+            DatasetError: a picture can't be read.
+        """
+        self.keys.keys = [(self.batch_sampler.draw(number, batch), (self.seed, number, batch, CROP_STREAM))
+                          for batch in range(len(self))]
+        return _checked(self.loader)
+
+
+class EvaluationLoader:
+    """Every picture of ``dataset`` once, in order, centre crop: an iterable of (pictures, labels)."""
+
+    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False):
+        self.keys = _Keys()
+        self.keys.keys = [(range(start, min(start + batch_size, len(dataset))), None)
+                          for start in range(0, len(dataset), batch_size)]
+        self.loader = _data_loader(dataset.samples, image_size, self.keys, workers, pin_memory, keep_workers=False)
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __iter__(self):
+        """Yield (pictures, labels).
+
+        Raises:
+            DatasetError: a picture can't be read.
+        """
+        return _checked(self.loader)

@@ -1,0 +1,1 @@
+"""What both scripts share about running: options, device, the epoch loop, evaluation, files."""

@@ -1,0 +1,58 @@
+"""Where the networks run, and every random source."""
+import random
+
+import numpy as np
+import torch
+
+from engine.errors import UsageError
+
+__all__ = ["resolve_device", "seed_everything"]
+
+
+def resolve_device(name):
+    """Return (torch.device, why) for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    ``auto`` takes the first accelerator that can add two numbers, else the CPU.
+
+    Raises:
+        UsageError: no such device, or it doesn't work.
+    """
+    if name != "auto":
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
+        reason = _failure(device)
+        if reason:
+            raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
+        return device, "as asked"
+    reasons = []
+    for candidate in ("cuda", "mps"):
+        reason = _failure(torch.device(candidate)) if _is_present(candidate) else "none"
+        if reason is None:
+            return torch.device(candidate), "the first accelerator that works"
+        reasons.append("{}: {}".format(candidate, reason))
+    return torch.device("cpu"), "no accelerator that works; " + ", ".join(reasons)
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch (all its devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def _is_present(kind):
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    backend = getattr(torch.backends, kind, None)
+    return backend is not None and backend.is_available()
+
+
+def _failure(device):
+    """Return None if the device can add two numbers, else the reason in one line."""
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+        return None
+    except Exception as error:  # a driver's failure comes as RuntimeError, AssertionError, NotImplementedError ...
+        return (str(error) or type(error).__name__).strip().splitlines()[0]

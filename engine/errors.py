@@ -1,0 +1,35 @@
+"""Errors that a user can mend: one line on the terminal, never a traceback."""
+import sys
+
+from dataset import DatasetError
+from model import WeightsError
+
+__all__ = ["UsageError", "TrainingError", "run_script"]
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class UsageError(Exception):
+    """The command asks for something that can't be done; exit code 2."""
+
+
+class TrainingError(Exception):
+    """The run went wrong through no fault of the command line; exit code 1."""
+
+
+def run_script(program, body):
+    """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0."""
+    try:
+        body()
+        return 0
+    except (UsageError, DatasetError, WeightsError) as error:
+        message, code = str(error), EXIT_USAGE
+    except TrainingError as error:
+        message, code = str(error), EXIT_FAILURE
+    except KeyboardInterrupt:
+        message, code = "interrupted; the weights of the last whole epoch stay in --save_dir, if one was given", \
+            EXIT_INTERRUPTED
+    except OSError as error:
+        message, code = str(error), EXIT_FAILURE
+    print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr)
+    return code

@@ -1,0 +1,63 @@
+"""Embed a data set, measure Recall@K, print the figure that people publish."""
+import collections
+
+import torch
+from tqdm import tqdm
+
+from metric.utils import recall
+
+__all__ = ["Measurement", "embed", "measure", "evaluate_splits", "relative_spread"]
+
+Measurement = collections.namedtuple("Measurement", "recalls spread")
+Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relative_spread``."""
+
+# Below this relative spread the embeddings are one point for any practical purpose.
+COLLAPSED_SPREAD = 0.01
+
+
+def embed(network, loader, device, description="Embedding"):
+    """Return (embeddings N x d, labels N) of every picture in ``loader``, on ``device``; the mode is put back."""
+    was_training = network.training
+    network.eval()
+    embeddings, labels = [], []
+    with torch.no_grad():
+        for images, batch_labels in tqdm(loader, desc=description, leave=False, disable=None):
+            embeddings.append(network(images.to(device, non_blocking=True)).float())
+            labels.append(batch_labels)
+    network.train(was_training)
+    return torch.cat(embeddings), torch.cat(labels).to(device)
+
+
+def relative_spread(embeddings):
+    """Return the root mean square distance of embeddings, N x d, to their mean, divided by their root mean square norm.
+
+    1 for embeddings that spread evenly about the origin, 0 for embeddings that are all the same.
+    """
+    centred = embeddings - embeddings.mean(0)
+    return float((centred.pow(2).sum() / embeddings.pow(2).sum().clamp_min(1e-30)).sqrt())
+
+
+def measure(network, loader, ks, device, description="Embedding"):
+    """Return the ``Measurement`` of a network on one split."""
+    embeddings, labels = embed(network, loader, device, description)
+    return Measurement(dict(zip(ks, recall(embeddings, labels, K=ks))), relative_spread(embeddings))
+
+
+def evaluate_splits(network, loaders, ks, device, epoch):
+    """Measure each split, print its lines, and return {split name: Measurement}.
+
+    Args:
+        loaders: {split name: loader}, in the order of printing.
+        ks: the Ks of Recall@K.
+        epoch: for the printed lines.
+    """
+    measurements = {}
+    for split, loader in loaders.items():
+        measurement = measurements[split] = measure(network, loader, ks, device, "Embedding {} set".format(split))
+        for k, fraction in measurement.recalls.items():
+            print("[Epoch {}] Recall@{}: [{:.4f}]".format(epoch, k, 100 * fraction), flush=True)
+        if measurement.spread < COLLAPSED_SPREAD:
+            print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
+                  "a lower --lr, another --sample or --pretrained weights may help".format(split, measurement.spread),
+                  flush=True)
+    return measurements

@@ -1,0 +1,76 @@
+"""The start of a run: say what it will do, check that the pictures fit the job, make the loaders."""
+import collections
+import json
+
+from dataset import EvaluationLoader, TrainLoader
+from engine.errors import UsageError
+from metric.batchsampler import NPairs
+
+__all__ = ["announce", "check_splits", "evaluation_loaders", "training_loader"]
+
+SHOWN_CLASSES = 3
+
+
+def announce(args, device, why):
+    """Print the options, the seed and the device."""
+    print("Options: {}".format(json.dumps(vars(args), sort_keys=True)))
+    print("Seed: {}".format(args.seed))
+    print("Device: {} ({})".format(device, why), flush=True)
+
+
+def check_splits(train_set, test_set, args, training, pairs_needed):
+    """Print the sizes of the splits and refuse pictures that don't fit the job.
+
+    Args:
+        training: the training set will be trained on, not only measured.
+        pairs_needed: the loss needs two pictures of a class.
+
+    Raises:
+        UsageError: one class only, classes of one picture where pairs are needed, fewer pictures than K or a batch asks.
+    """
+    print("Number of images in Training Set: {}".format(len(train_set)))
+    print("Number of images in Test set: {}".format(len(test_set)), flush=True)
+    for split, images in (("training", train_set), ("test", test_set)):
+        if len(images.classes) < 2:
+            raise UsageError("the {} set has only one class ({}); at least 2 are needed".format(
+                split, images.classes[0]))
+        if max(args.recall) > len(images) - 1:
+            raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
+                max(args.recall), split, len(images) - 1))
+        _check_single_pictures(split, images, pairs_needed and images is train_set)
+    if training:
+        _check_batch(train_set, args)
+
+
+def _check_single_pictures(split, images, pairs_needed):
+    counts = collections.Counter(images.targets)
+    single = [name for name in images.classes if counts[images.class_to_idx[name]] == 1]
+    if not single:
+        return
+    names = ", ".join(single[:SHOWN_CLASSES]) + (", ..." if len(single) > SHOWN_CLASSES else "")
+    finding = "{} of {} classes of the {} set have a single picture ({})".format(
+        len(single), len(images.classes), split, names)
+    if pairs_needed:
+        raise UsageError("{}; the loss needs pairs of one class: add pictures or remove the class".format(finding))
+    print("Warning: {}; as queries they count as misses".format(finding), flush=True)
+
+
+def _check_batch(train_set, args):
+    counts = collections.Counter(train_set.targets)
+    most = sum(min(args.num_image_per_class, count) for count in counts.values())
+    if args.batch > most:
+        raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class {} "
+                         "make {}; lower the one or raise the other".format(
+                             args.batch, len(counts), args.num_image_per_class, most))
+
+
+def training_loader(train_set, args, device):
+    """Return the ``TrainLoader`` of class-balanced batches."""
+    batches = NPairs(train_set, args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
+    return TrainLoader(train_set, batches, args.image_size, args.seed, args.workers, device.type != "cpu")
+
+
+def evaluation_loaders(train_set, test_set, args, device):
+    """Return {"train": loader, "test": loader}, both with the test transform."""
+    return {split: EvaluationLoader(images, args.batch, args.image_size, args.workers, device.type != "cpu")
+            for split, images in (("train", train_set), ("test", test_set))}

@@ -1,0 +1,10 @@
+"""Every loss under its fixed import path: the modules by the reference's names, and the pure functions under them."""
+
+from metric.distillation import (AttentionTransfer, FitNet, HardDarkRank, RKdAngle, RkdDistance,
+                                 attention_transfer_loss, fitnet_loss, hard_darkrank_loss, rkd_angle_loss,
+                                 rkd_distance_loss)
+from metric.triplet import ContrastiveLoss, L1Triplet, L2Triplet, contrastive_loss, triplet_loss
+
+__all__ = ["L1Triplet", "L2Triplet", "ContrastiveLoss", "RkdDistance", "RKdAngle", "HardDarkRank", "AttentionTransfer",
+           "FitNet", "triplet_loss", "contrastive_loss", "rkd_distance_loss", "rkd_angle_loss", "hard_darkrank_loss",
+           "attention_transfer_loss", "fitnet_loss"]

@@ -1,0 +1,105 @@
+"""Everything that differs between the supported versions of PyTorch and torchvision (torch 1.10 to the newest).
+
+Vendors' builds lag behind: the BI-V100's first SDK carries torch 1.10.2 with torchvision 0.11. No other module asks
+for a version.
+"""
+import collections
+import importlib
+import os
+import pickle
+import re
+import sys
+import types
+
+import torch
+
+__all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors", "TORCH_VERSION"]
+
+TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+
+# torch.load(weights_only=True) could be escaped through the old tar format before this version (CVE-2025-32434).
+_WEIGHTS_ONLY_IS_SAFE = (2, 6)
+
+# Operators that torchvision registers on import even where its compiled part could not be loaded.
+_TORCHVISION_OPERATORS = ("nms", "qnms")
+_operator_library = None
+
+
+def import_torchvision():
+    """Return the torchvision package, also where its compiled operators don't fit the installed torch.
+
+    torchvision from one source beside a torch from another (a CPU build, a vendor's build) fails on import with
+    "operator torchvision::nms does not exist", although we need only its Python definitions of the networks.
+    Declaring the missing operators, without an implementation, lets the import go through.
+    """
+    global _operator_library
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _operator_library = torch.library.Library("torchvision", "DEF")
+    for operator in _TORCHVISION_OPERATORS:
+        _operator_library.define(operator + "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+def imagenet_weights_url(architecture):
+    """Return the address of torchvision's IMAGENET1K_V1 weights for ``architecture`` ("resnet18", "resnet50")."""
+    models = import_torchvision().models
+    if hasattr(models, "get_model_weights"):
+        return models.get_model_weights(architecture).IMAGENET1K_V1.url
+    if hasattr(models, "ResNet18_Weights"):  # torchvision 0.13: enumerations, but no look-up by name
+        enumeration = {"resnet18": "ResNet18_Weights", "resnet50": "ResNet50_Weights"}[architecture]
+        return getattr(models, enumeration).IMAGENET1K_V1.url
+    return models.resnet.model_urls[architecture]
+
+
+def cached_weights_path(url):
+    """Return the path at which torch.hub keeps the file of ``url``."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+
+
+def load_tensors(path):
+    """Read a ``.pth`` file on the CPU without running any code that it may hold.
+
+    Raises ``pickle.UnpicklingError`` for a file that asks for anything but tensors and plain containers, and whatever
+    torch raises (RuntimeError, EOFError, ...) for a file that is damaged.
+    """
+    if TORCH_VERSION >= _WEIGHTS_ONLY_IS_SAFE:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    if TORCH_VERSION >= (1, 13):
+        return torch.load(path, map_location="cpu", pickle_module=_tensors_only, weights_only=False)
+    return torch.load(path, map_location="cpu", pickle_module=_tensors_only)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """An unpickler that knows tensors, storages and ordered dicts, and refuses every other global."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+        ("torch", "Size"): torch.Size,
+    }
+    STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+
+    def find_class(self, module, name):
+        if (module, name) in self.ALLOWED:
+            return self.ALLOWED[module, name]
+        if module == "torch" and name in {kind + "Storage" for kind in self.STORAGES}:
+            return getattr(torch, name)
+        raise pickle.UnpicklingError("the file asks for {}.{}, which is no tensor".format(module, name))
+
+
+def _load_tensors_only(file, **options):
+    return _TensorUnpickler(file, **options).load()
+
+
+# torch.load takes a "pickle module" and uses its load(), its Unpickler and its name.
+_tensors_only = types.ModuleType("tensors_only_pickle")
+_tensors_only.Unpickler = _TensorUnpickler
+_tensors_only.load = _load_tensors_only

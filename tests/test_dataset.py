@@ -1,0 +1,210 @@
+"""Data sets, decoding and loaders."""
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import make_pictures
+from dataset import (CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, TrainLoader, load_resized,
+                     resized_size)
+from dataset import download
+from metric.batchsampler import NPairs
+
+
+def names(images):
+    return [path.replace("\\", "/").split("/")[-2:] for path, _ in images.samples]
+
+
+def test_folder_halves(tmp_path):
+    make_pictures(tmp_path, classes=5, pictures=2)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "class00" / "notes.txt").write_text("no picture")
+    train, test = FolderMetric(str(tmp_path), train=True), FolderMetric(str(tmp_path))
+    assert train.classes == ["class00", "class01", "class02"] and test.classes == ["class03", "class04"]
+    assert train.class_to_idx == {"class00": 0, "class01": 1, "class02": 2}
+    assert test.class_to_idx == {"class03": 3, "class04": 4} and test.targets == [3, 3, 4, 4]
+    assert names(train)[:3] == [["class00", "00.png"], ["class00", "01.png"], ["class01", "00.png"]]
+    assert train.imgs is train.samples and len(train) == 6
+
+
+def test_folder_with_named_splits(tmp_path):
+    make_pictures(tmp_path / "train", classes=2, pictures=2)
+    make_pictures(tmp_path / "test", classes=3, pictures=2)
+    train, test = FolderMetric(str(tmp_path), train=True), FolderMetric(str(tmp_path))
+    assert len(train) == 4 and len(test) == 6
+    assert sorted(set(test.targets)) == [2, 3, 4]
+
+
+def _file_instead(path):
+    path.write_text("")
+
+
+@pytest.mark.parametrize("make, expected", [
+    (lambda path: None, "no such folder"),
+    (_file_instead, "no such folder"),
+    (lambda path: path.mkdir(), "no class folders"),
+    (lambda path: make_pictures(path, classes=1), "only one class folder"),
+    (lambda path: make_pictures(path / "train"), "train/ but no test/"),
+    (lambda path: [make_pictures(path), (path / "class99").mkdir()], "class99: the class folder holds no picture"),
+])
+def test_folder_that_does_not_fit(tmp_path, make, expected):
+    make(tmp_path / "set")
+    with pytest.raises(DatasetError, match=expected):
+        FolderMetric(str(tmp_path / "set"), train=False)
+
+
+def test_item_is_transformed(pictures):
+    images = FolderMetric(str(pictures), train=True, transform=lambda image: image.size,
+                          target_transform=lambda label: -label)
+    assert images[len(images) - 1] == ((44, 40), -2)
+
+
+def _fake_cub(root, counts):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "JPEG")
+    for number, count in enumerate(counts, 1):
+        folder = root / "CUB_200_2011" / "images" / "{:03d}.Bird".format(number)
+        folder.mkdir(parents=True)
+        for index in range(count):
+            (folder / "{:04d}.jpg".format(index)).write_bytes(picture.getvalue())
+
+
+def test_cub200_counts_and_labels(tmp_path):
+    _fake_cub(tmp_path, [59] * 64 + [58] * 36 + [59] * 124)
+    with pytest.raises(DatasetError, match="224 class folders instead of 200"):
+        CUB2011Metric(str(tmp_path))
+
+
+def test_cub200_splits(tmp_path):
+    _fake_cub(tmp_path, [59] * 64 + [58] * 36 + [59] * 100)
+    train = CUB2011Metric(str(tmp_path), train=True)
+    assert len(train) == 5864 and len(train.classes) == 100 and set(train.targets) == set(range(100))
+    with pytest.raises(DatasetError, match="5900 test pictures instead of 5924"):
+        CUB2011Metric(str(tmp_path))
+
+
+def test_cub200_missing_says_how_to_get_it(tmp_path):
+    with pytest.raises(DatasetError, match="--download.*--dataset synthetic"):
+        CUB2011Metric(str(tmp_path))
+
+
+def _archive(path, members):
+    with tarfile.open(str(path), "w:gz") as tar:
+        for member, content in members:
+            if isinstance(member, str):
+                member = tarfile.TarInfo(member)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def _fetch_from(monkeypatch, archive):
+    class Answer(io.BytesIO):
+        headers = {"Content-Length": "0"}
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *args, **kwargs: Answer(archive.read_bytes()))
+
+
+def test_fetched_archive_is_checked_and_unpacked(tmp_path, monkeypatch):
+    archive = _archive(tmp_path / "source.tgz", [("SET/a/1.jpg", b"one"), ("other/2.jpg", b"two")])
+    _fetch_from(monkeypatch, archive)
+    root = tmp_path / "data"
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    with pytest.raises(DatasetError, match="has md5 {} instead of 0000".format(md5)):
+        download.fetch_archive("https://example.invalid/set.tgz", "0000", str(root), "SET")
+    assert list(root.iterdir()) == []
+    download.fetch_archive("https://example.invalid/set.tgz", md5, str(root), "SET")
+    assert (root / "SET" / "a" / "1.jpg").read_bytes() == b"one"
+    assert sorted(entry.name for entry in root.iterdir()) == ["SET", "set.tgz"]
+
+
+def _link(target):
+    member = tarfile.TarInfo("SET/link")
+    member.type, member.linkname = tarfile.SYMTYPE, target
+    return member
+
+
+@pytest.mark.parametrize("member", ["../outside", "/tmp/outside-of-it", "SET/../../outside", _link("/etc")])
+def test_hostile_archive_is_refused(tmp_path, member):
+    archive = _archive(tmp_path / "hostile.tgz", [("SET/fine", b"x"), (member, b"")])
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DatasetError, match="refused"):
+        download.unpack_tar(str(archive), str(tmp_path / "in"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["hostile.tgz", "in"]
+
+
+def test_resize_is_the_references():
+    assert [resized_size(size) for size in (224, 64, 56, 112)] == [256, 73, 64, 128]
+
+
+def test_pixels_are_those_of_pil_and_torchvision(pictures):
+    from model.compat import import_torchvision
+    transforms = pytest.importorskip("torchvision.transforms") if import_torchvision() else None
+    path = FolderMetric(str(pictures)).samples[0][0]
+    side = resized_size(32)
+    pipeline = transforms.Compose([transforms.Resize((side, side)), transforms.CenterCrop(32), transforms.ToTensor()])
+    images, labels = next(iter(EvaluationLoader(FolderMetric(str(pictures)), 4, 32)))
+    assert images.dtype == torch.uint8 and images.shape == (4, 3, 32, 32)
+    with Image.open(path) as picture:
+        assert torch.equal(images[0].float() / 255, pipeline(picture.convert("RGB")))
+
+
+def test_evaluation_sees_each_picture_once_in_order(pictures):
+    images = FolderMetric(str(pictures))
+    batches = list(EvaluationLoader(images, 5, 32, workers=1))
+    assert [len(batch) for batch, _ in batches] == [5, 5, 5, 3]
+    assert torch.cat([labels for _, labels in batches]).tolist() == images.targets
+
+
+def _train_batches(images, workers, epoch, seed=0):
+    loader = TrainLoader(images, NPairs(images, 8, 3, 3, seed=seed), 32, seed, workers)
+    return list(loader.epoch(epoch))
+
+
+def test_training_batches_depend_on_seed_and_epoch_alone(pictures):
+    images = FolderMetric(str(pictures), train=True)
+    alone = _train_batches(images, 0, 1)
+    with_workers = _train_batches(images, 2, 1)
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(alone, with_workers))
+    assert not torch.equal(alone[0][0], _train_batches(images, 0, 2)[0][0])
+    assert not torch.equal(alone[0][0], _train_batches(images, 0, 1, seed=1)[0][0])
+
+
+def test_training_crops_are_windows_of_the_resized_picture(pictures):
+    images = FolderMetric(str(pictures), train=True)
+    images.samples = images.samples[:1] * 200
+    side, size = resized_size(32), 32
+
+    class OneBatch:
+        def draw(self, epoch, number):
+            return list(range(200))
+
+        def __len__(self):
+            return 1
+
+    (batch, _), = TrainLoader(images, OneBatch(), size).epoch(1)
+    whole = load_resized(images.samples[0][0], side)
+    windows = {}
+    for top in range(side - size + 1):
+        for left in range(side - size + 1):
+            crop = whole[top:top + size, left:left + size]
+            windows[crop.tobytes()] = (top, left, False)
+            windows[np.ascontiguousarray(crop[:, ::-1]).tobytes()] = (top, left, True)
+    seen = [windows[image.permute(1, 2, 0).contiguous().numpy().tobytes()] for image in batch]
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(side - size + 1))
+    assert 60 < sum(flipped for _, _, flipped in seen) < 140
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_picture_is_named(own_pictures, workers):
+    images = FolderMetric(str(own_pictures))
+    path = images.samples[4][0]
+    with open(path, "r+b") as file:
+        file.truncate(300)
+    with pytest.raises(DatasetError, match="04.png: a picture that can't be read") as error:
+        list(EvaluationLoader(images, 4, 32, workers))
+    assert "\n" not in str(error.value)

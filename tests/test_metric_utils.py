@@ -1,0 +1,248 @@
+"""pdist, Recall@K and the precision rule."""
+
+import math
+
+import pytest
+import torch
+
+from metric import utils
+from metric.contracts import autocast_disabled, full_precision
+from metric.utils import pdist, recall, unit
+
+
+def random_matrix(rows, columns, seed=0, dtype=torch.float64):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def loop_distance(a, b):
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b)))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_pdist_equals_loops(squared):
+    e = random_matrix(7, 4)
+    rows = e.tolist()
+    expected = [[loop_distance(a, b) ** (2 if squared else 1) for b in rows] for a in rows]
+    assert torch.allclose(pdist(e, squared=squared), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_pdist_gradient(squared):
+    e = random_matrix(5, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: pdist(x, squared=squared), (e,))
+
+
+def test_pdist_of_duplicates_is_the_floor_without_gradient():
+    e = torch.tensor([[0.1, 0.7], [0.1, 0.7], [0.1, 0.7]], requires_grad=True)
+    distance = pdist(e)
+    distance.sum().backward()
+    off_diagonal = ~torch.eye(3, dtype=torch.bool)
+    assert torch.equal(distance.diagonal(), torch.zeros(3))
+    assert torch.allclose(distance[off_diagonal], torch.tensor(1e-6), rtol=1e-5, atol=0)
+    assert torch.equal(e.grad, torch.zeros(3, 2))
+    assert pdist(e, squared=True, eps=1e-4)[0, 1].item() == pytest.approx(1e-4)
+
+
+def test_pdist_keeps_its_digits_under_a_shared_offset():
+    e = random_matrix(20, 16, dtype=torch.float32) + 1000
+    exact = torch.cdist(e.double(), e.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (pdist(e).double() - exact).abs().max().item() < 1e-5
+
+
+def test_pdist_of_one_row():
+    e = torch.ones(1, 3, requires_grad=True)
+    pdist(e).sum().backward()
+    assert pdist(e).tolist() == [[0.0]] and e.grad.tolist() == [[0.0] * 3]
+
+
+@pytest.mark.parametrize("bad, error, shown", [
+    (torch.zeros(3), ValueError, r"\(3,\)"),
+    (torch.zeros(2, 3, 4), ValueError, r"\(2, 3, 4\)"),
+    (torch.zeros(0, 3), ValueError, r"\(0, 3\)"),
+    (torch.zeros(2, 3, dtype=torch.int64), TypeError, "int64"),
+    ([[1.0]], TypeError, "list"),
+])
+def test_pdist_contract(bad, error, shown):
+    with pytest.raises(error, match=shown):
+        pdist(bad)
+
+
+def test_unit_of_a_zero_vector_is_zero_without_gradient():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    direction = unit(x)
+    direction.sum().backward()
+    assert torch.allclose(direction, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    assert x.grad[1].tolist() == [0.0, 0.0] and x.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("given, computed", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+                                             (torch.float32, torch.float32), (torch.float64, torch.float64)])
+def test_full_precision_promotes_only_what_is_narrow(given, computed):
+    seen = full_precision(lambda x, scale=None: (x.dtype, scale.dtype))
+    assert seen(torch.ones(2).to(given), scale=torch.ones(2).to(given)) == (computed, computed)
+    assert pdist(torch.ones(2, 2).to(given)).dtype == computed
+
+
+def test_full_precision_disables_autocast_and_restores_it():
+    a = random_matrix(4, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert full_precision(lambda x: x @ x)(a).dtype == torch.float32
+        assert (a @ a).dtype == torch.bfloat16
+        assert torch.equal(pdist(a), pdist(a.clone()))
+        inside = pdist(a)
+    assert torch.equal(inside, pdist(a))
+
+
+def test_a_device_type_that_autocast_does_not_know_is_no_error():
+    for device_type in ("meta", "no_such_device"):
+        with autocast_disabled(device_type):
+            pass
+    assert full_precision(lambda x: x.shape)(torch.zeros(2, 3, device="meta")) == (2, 3)
+
+
+def loop_recall(embeddings, labels, ks):
+    """Ranks every query's others by exact distance; of equally far ones, negatives first."""
+    rows, labels = embeddings.double().tolist(), labels.tolist()
+    hits = [0] * len(ks)
+    for i, query in enumerate(rows):
+        others = sorted((loop_distance(query, rows[j]), labels[j] == labels[i]) for j in range(len(rows)) if j != i)
+        for position, k in enumerate(ks):
+            hits[position] += any(same for _, same in others[:k])
+    return [hit / len(rows) for hit in hits]
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 7, 30, 60, 61])
+def test_recall_equals_brute_force_at_every_block_size(block_size):
+    embeddings = random_matrix(60, 5, seed=1)
+    labels = torch.randint(0, 9, (60,), generator=torch.Generator().manual_seed(2))
+    ks = [5, 1, 59, 2]
+    expected = loop_recall(embeddings, labels, ks)
+    assert 0 < expected[1] < expected[3] < expected[0] < expected[2] == 59 / 60, "one query has no positive"
+    assert recall(embeddings, labels, ks, block_size=block_size) == expected
+    assert recall(embeddings.float(), labels, ks, block_size=block_size) == expected
+
+
+def test_recall_defaults_to_the_first_neighbour():
+    embeddings, labels = random_matrix(30, 3), torch.arange(30) % 4
+    assert recall(embeddings, labels) == loop_recall(embeddings, labels, [1])
+
+
+def test_recall_never_holds_more_than_its_budget(monkeypatch):
+    shapes = []
+    addmm = torch.addmm
+
+    def observed(*args, **settings):
+        block = addmm(*args, **settings)
+        shapes.append(tuple(block.shape))
+        return block
+
+    monkeypatch.setattr(utils, "RECALL_BLOCK_ENTRIES", 40 * 6 + 1)
+    monkeypatch.setattr(torch, "addmm", observed)
+    recall(random_matrix(40, 3), torch.arange(40) % 4)
+    assert shapes == [(6, 40)] * 6 + [(4, 40)]
+
+
+@pytest.mark.parametrize("embeddings, labels, expected", [
+    # The first query is as far from its positive as from a negative, and misses.
+    ([[0.0], [1.0], [-1.0], [-1.5]], [0, 0, 1, 1], [0.75, 1.0]),
+    # A positive duplicate of the query is found.
+    ([[0.3], [0.3], [5.0], [5.1]], [0, 0, 1, 1], [1.0, 1.0]),
+    # A positive and a negative duplicate of the query: a tie, and a miss.
+    ([[0.3], [0.3], [0.3], [0.4]], [0, 0, 1, 1], [0.0, 0.5]),
+    # A query without any positive is a miss at every K.
+    ([[0.0], [0.1], [7.0]], [0, 0, 1], [2 / 3, 2 / 3]),
+])
+def test_recall_of_ties_duplicates_and_lonely_queries(embeddings, labels, expected):
+    embeddings, labels = torch.tensor(embeddings), torch.tensor(labels)
+    assert recall(embeddings, labels, [1, 2]) == expected == loop_recall(embeddings, labels, [1, 2])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e5])
+def test_recall_of_a_collapsed_network_is_zero(value):
+    assert recall(torch.full((90, 17), value), torch.arange(90) % 3, [1, 60, 61]) == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recall_ties_of_exact_duplicates_are_exact(dtype):
+    # Every place holds one item of each class. A query's own place holds a negative (distance 0), and the nearest place
+    # that has a positive has a negative too, exactly as far: two negatives come before the first positive, never one.
+    places = random_matrix(501, 129, seed=3, dtype=dtype)
+    embeddings = torch.cat([places, places])
+    labels = torch.tensor([0] * 501 + [1] * 501)
+    assert recall(embeddings, labels, [1, 2, 3]) == [0.0, 0.0, 1.0]
+
+
+def test_recall_ties_of_binary_codes_are_exact():
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randint(0, 2, (150, 12), generator=generator).float() * 2 - 1
+    labels = torch.randint(0, 5, (150,), generator=generator)
+    ks = [1, 2, 4, 8, 16]
+    assert recall(codes, labels, ks) == loop_recall(codes, labels, ks)
+
+
+@pytest.mark.parametrize("scale, offset", [(1.0, 1e4), (1e-3, 1.0), (1e-30, 0.0), (1e30, 0.0)])
+def test_recall_is_exact_under_offsets_and_extreme_scales(scale, offset):
+    embeddings = (random_matrix(80, 6, seed=5) * scale + offset).float()
+    labels = torch.arange(80) % 8
+    ks = [1, 2, 4]
+    assert recall(embeddings, labels, ks) == loop_recall(embeddings, labels, ks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_recall_of_half_precision_is_computed_in_float32(dtype):
+    embeddings, labels = random_matrix(40, 8, seed=6).to(dtype), torch.arange(40) % 5
+    assert recall(embeddings, labels, [1, 3]) == loop_recall(embeddings, labels, [1, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall(embeddings, labels, [1, 3]) == loop_recall(embeddings, labels, [1, 3])
+
+
+def test_recall_takes_no_gradient_and_works_on_inference_tensors():
+    labels = torch.arange(10) % 3
+    embeddings = random_matrix(10, 3).requires_grad_()
+    expected = loop_recall(embeddings.detach(), labels, [1])
+    assert recall(embeddings, labels, [1]) == expected
+    with torch.inference_mode():
+        inside = embeddings * 1
+    assert recall(inside, labels.to(torch.int32), [1]) == expected
+
+
+@pytest.mark.parametrize("K", [[0], [1, 10], [-1]])
+def test_recall_names_a_k_that_is_out_of_range(K):
+    with pytest.raises(ValueError, match=r"Recall@{}\b.*\b9\b".format(K[-1])):
+        recall(random_matrix(10, 2), torch.arange(10), K)
+
+
+def test_recall_of_one_embedding_has_no_gallery():
+    with pytest.raises(ValueError, match="Recall@1"):
+        recall(torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_recall_refuses_embeddings_that_are_not_finite(value):
+    embeddings = torch.zeros(4, 2)
+    embeddings[2, 1] = value
+    with pytest.raises(ValueError, match="1 of 4 .* row 2"):
+        recall(embeddings, torch.tensor([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize("labels, error, shown", [
+    (torch.zeros(4), TypeError, "float32"),
+    (torch.zeros(4, dtype=torch.bool), TypeError, "bool"),
+    ([0, 0, 1, 1], TypeError, "list"),
+    (torch.zeros(4, 1, dtype=torch.int64), ValueError, r"\(4, 1\)"),
+    (torch.zeros(3, dtype=torch.int64), ValueError, r"\(4, 2\).*\(3,\)"),
+    (torch.zeros(4, dtype=torch.int64, device="meta"), ValueError, "cpu.*meta"),
+])
+def test_recall_labels_contract(labels, error, shown):
+    with pytest.raises(error, match=shown):
+        recall(torch.ones(4, 2), labels)
+
+
+def test_recall_k_and_block_size_contract():
+    embeddings, labels = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(TypeError, match="list"):
+        recall(embeddings, labels, 1)
+    with pytest.raises(TypeError):
+        recall(embeddings, labels, [1.5])
+    with pytest.raises(ValueError, match="block_size"):
+        recall(embeddings, labels, [1], block_size=0)
