@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Train an embedding network on a triplet or contrastive loss, or measure its Recall@K.
+r"""Train an embedding network on a triplet or contrastive loss, or measure its Recall@K.
 
 Train a teacher, then measure it (Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068):
 
-  python3 run.py --mode train --dataset cub200 --base resnet50 --sample distance --margin 0.2 --embedding_size 512 --save_dir teacher
+  python3 run.py --mode train --dataset cub200 --base resnet50 --sample distance --margin 0.2 \
+      --embedding_size 512 --save_dir teacher
   python3 run.py --mode eval --load teacher/best.pth
 
 The same without data, network or accelerator, on birds that are drawn on first use:
 
-  python3 run.py --mode train --dataset synthetic --image_size 64 --base resnet18 --pretrained none --sample distance --lr 1e-4 --epochs 8 --iter_per_epoch 40 --save_dir teacher
+  python3 run.py --mode train --dataset synthetic --image_size 64 --base resnet18 --pretrained none \
+      --embedding_size 512 --sample distance --lr 3e-4 --epochs 8 --iter_per_epoch 40 --save_dir teacher
 """
 import sys
 

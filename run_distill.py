@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Distil a teacher into a smaller student by Relational Knowledge Distillation, and measure its Recall@K.
+r"""Distil a teacher into a smaller student by Relational Knowledge Distillation, and measure its Recall@K.
 
 Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068. The teacher comes from run.py:
 
-  python3 run_distill.py --dataset cub200 --base resnet18 --embedding_size 64 --l2normalize false --teacher_base resnet50 --teacher_embedding_size 512 --teacher_load teacher/best.pth --dist_ratio 1 --angle_ratio 2 --save_dir student
+  python3 run_distill.py --dataset cub200 --base resnet18 --embedding_size 64 --l2normalize false \
+      --teacher_base resnet50 --teacher_embedding_size 512 --teacher_load teacher/best.pth \
+      --dist_ratio 1 --angle_ratio 2 --save_dir student
   python3 run.py --mode eval --load student/best.pth
 
 The student is trained on the sum of the loss terms whose ratio is not 0; the others are not computed.
@@ -71,8 +73,6 @@ def build_terms(args):
 
 def build_step(student, teacher, terms):
     """Return the training step: (pictures, labels) -> {name: ratio * term}."""
-    with_stages = "at" in terms
-
     def step(images, labels):
         with torch.no_grad():
             *teacher_stages, _, teacher_embeddings = teacher(images, True)

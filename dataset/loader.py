@@ -31,7 +31,7 @@ def default_workers():
 
 
 def load_resized(path, side):
-    """Return the picture at ``path`` as a uint8 array, side x side x 3: bilinear, antialiased, aspect ratio not kept."""
+    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept."""
     return np.asarray(open_image(path).resize((side, side), Image.BILINEAR))
 
 
@@ -79,8 +79,11 @@ class _Keys:
 
 
 def _data_loader(samples, image_size, keys, workers, pin_memory, keep_workers):
+    # A generator of its own: a DataLoader draws a number each time it starts, and must not take it from the generator
+    # of the samplers, or the number of workers would change a run.
     return DataLoader(_Batches(samples, image_size), sampler=keys, batch_size=None, num_workers=workers,
-                      pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0)
+                      pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
+                      generator=torch.Generator())
 
 
 def _checked(batches):

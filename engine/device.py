@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from engine.errors import UsageError
+from model.compat import require_float32_products
 
 __all__ = ["resolve_device", "seed_everything"]
 
@@ -12,11 +13,12 @@ __all__ = ["resolve_device", "seed_everything"]
 def resolve_device(name):
     """Return (torch.device, why) for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
-    ``auto`` takes the first accelerator that can add two numbers, else the CPU.
+    Products of float32 are then computed in float32. ``auto`` takes the first accelerator that can add two numbers, else the CPU.
 
     Raises:
         UsageError: no such device, or it doesn't work.
     """
+    require_float32_products()
     if name != "auto":
         try:
             device = torch.device(name)

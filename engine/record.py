@@ -35,8 +35,8 @@ class RunRecord:
             return
         for path in inputs:
             if path and os.path.realpath(os.path.dirname(path)) == os.path.realpath(directory):
-                raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give it a directory "
-                                 "of its own".format(directory, path))
+                raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
+                                 "directory of its own".format(directory, path))
         prepare_directory(directory)
 
     def start(self, script, options):

@@ -26,7 +26,7 @@ def check_splits(train_set, test_set, args, training, pairs_needed):
         pairs_needed: the loss needs two pictures of a class.
 
     Raises:
-        UsageError: one class only, classes of one picture where pairs are needed, fewer pictures than K or a batch asks.
+        UsageError: one class only, classes of one picture where pairs are needed, fewer pictures than asked for.
     """
     print("Number of images in Training Set: {}".format(len(train_set)))
     print("Number of images in Test set: {}".format(len(test_set)), flush=True)

@@ -2,8 +2,9 @@
 
     python=$(python3 examples/environment.py [more-requirements.txt ...])
 
-A Python whose torch already satisfies requirements.txt (a vendor's build, an active environment) is used: as it is, or
-with the little that it lacks put into .venv on top of it. Otherwise .venv gets everything. Needs the standard library only.
+A Python whose torch already satisfies requirements.txt (a vendor's build, an active environment) is used: as it is,
+or with the little that it lacks put into .venv on top of it. Otherwise .venv gets everything. Needs the standard library
+only.
 """
 import os
 import platform

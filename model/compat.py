@@ -13,7 +13,8 @@ import types
 
 import torch
 
-__all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors", "TORCH_VERSION"]
+__all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors",
+           "require_float32_products", "TORCH_VERSION"]
 
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
@@ -73,6 +74,15 @@ def load_tensors(path):
     if TORCH_VERSION >= (1, 13):
         return torch.load(path, map_location="cpu", pickle_module=_tensors_only, weights_only=False)
     return torch.load(path, map_location="cpu", pickle_module=_tensors_only)
+
+
+def require_float32_products():
+    """See that matrix products of float32 are computed in float32: torch before 1.12 rounds them to TF32 on newer cards.
+
+    Distances are small differences of large products, and three decimal digits leave little of them.
+    """
+    if TORCH_VERSION < (1, 12):
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class _TensorUnpickler(pickle.Unpickler):
