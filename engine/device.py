@@ -13,7 +13,8 @@ __all__ = ["resolve_device", "seed_everything"]
 def resolve_device(name):
     """Return (torch.device, why) for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
-    Products of float32 are then computed in float32. ``auto`` takes the first accelerator that can add two numbers, else the CPU.
+    ``auto`` takes the first accelerator that can add two numbers, else the CPU. From then on products of float32 are
+    computed in float32.
 
     Raises:
         UsageError: no such device, or it doesn't work.

@@ -65,6 +65,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
             return action.help
         if isinstance(action.default, (list, tuple)):
             return action.help + " (default: {})".format(" ".join(map(str, action.default)))
+        if isinstance(action.default, bool):
+            return action.help + " (default: {})".format(str(action.default).lower())
         return super()._get_help_string(action)
 
 
