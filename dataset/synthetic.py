@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from dataset.birds import PLUMAGE, Species, draw_bird
+from dataset.birds import PLUMAGE, Species
+from dataset.scenery import draw_bird
 
 VERSION = 1
 CLASSES = 80

@@ -3,8 +3,8 @@
     python=$(python3 examples/environment.py [more-requirements.txt ...])
 
 A Python whose torch already satisfies requirements.txt (a vendor's build, an active environment) is used: as it is,
-or with the little that it lacks put into .venv on top of it. Otherwise .venv gets everything. Needs the standard library
-only.
+or with the little that it lacks put into .venv on top of it. Otherwise .venv gets everything. This script itself needs
+the standard library alone.
 """
 import os
 import platform

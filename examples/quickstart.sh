@@ -9,12 +9,12 @@ out=${1:-runs/quickstart}
 step() { printf '\n== %s\n' "$1"; shift; printf '   python3 %s\n' "$*"; "$python" "$@"; }
 
 data=(--dataset synthetic --image_size 56)
-budget=(--iter_per_epoch 40 --lr_decay_epochs 5)
-student=(--base resnet18 --embedding_size 16 --pretrained none --lr 3e-4 --epochs 6)
+budget=(--iter_per_epoch 40 --lr_decay_epochs 7)
+student=(--base resnet18 --embedding_size 16 --pretrained none --lr 3e-4 --epochs 8)
 
 step "1/6 Train a teacher: ResNet18, 512 dimensions, triplet loss" \
   run.py --mode train "${data[@]}" --base resnet18 --embedding_size 512 --pretrained none --sample distance \
-  --lr 3e-4 --epochs 8 "${budget[@]}" --save_dir "$out/teacher"
+  --lr 3e-4 --epochs 10 "${budget[@]}" --save_dir "$out/teacher"
 step "2/6 Evaluate the teacher" \
   run.py --mode eval --load "$out/teacher/best.pth"
 step "3/6 Train a student of 16 dimensions by triplet loss alone" \

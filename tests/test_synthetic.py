@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dataset import synthetic
-from dataset.birds import draw_bird
+from dataset.scenery import draw_bird
 from dataset.synthetic import contact_sheet, prepare_birds, species
 
 SMALL = {"classes": 4, "pictures": 3, "size": 64, "progress": False}
