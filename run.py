@@ -54,7 +54,7 @@ def build_parser():
 
 
 def run(args, stated):
-    options.check_shared(args, stated)
+    options.check_shared(args)
     if args.mode == "eval":
         options.refuse_idle(stated, TRAINING_ONLY, "with --mode eval")
     else:

@@ -92,7 +92,7 @@ def build_step(student, teacher, terms):
 
 
 def run(args, stated):
-    options.check_shared(args, stated)
+    options.check_shared(args)
     options.check_batches(args)
     terms = build_terms(args)
     if not terms:

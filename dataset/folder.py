@@ -53,5 +53,6 @@ class SyntheticBirdsMetric(FolderMetric):
     """One split of the drawn birds, which are drawn below ``root`` on first use; see ``dataset.synthetic``."""
 
     def __init__(self, root, train=False, transform=None, target_transform=None):
+        # Here and not above: dataset.synthetic is also a command, which Python warns about if it is already imported.
         from dataset.synthetic import prepare_birds
         super().__init__(prepare_birds(root), train, transform, target_transform)

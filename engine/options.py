@@ -6,9 +6,9 @@ from dataset import DATASETS, default_workers
 from engine.errors import UsageError
 from model import BACKBONES
 
-__all__ = ["new_parser", "add_data_options", "add_batch_options", "add_training_options", "add_run_options",
-           "add_network_options", "parse", "positive_int", "not_negative_float", "positive_float", "true_or_false",
-           "check_shared", "refuse_idle", "SAMPLERS"]
+__all__ = ["new_parser", "add_data_options", "add_network_options", "add_pretrained_options", "add_batch_options",
+           "add_training_options", "add_run_options", "positive_float", "not_negative_float", "parse", "refuse_idle",
+           "check_shared", "check_batches", "SAMPLERS"]
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
@@ -160,7 +160,7 @@ def refuse_idle(stated, names, reason):
         raise UsageError("{} does nothing {}; leave it out".format(", ".join("--" + name for name in idle), reason))
 
 
-def check_shared(args, stated):
+def check_shared(args):
     """Refuse what can be seen to be wrong from the options alone.
 
     Raises:

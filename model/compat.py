@@ -77,7 +77,7 @@ def load_tensors(path):
 
 
 def require_float32_products():
-    """See that products of float32 matrices are computed in float32: torch before 1.12 rounds them to TF32 on new cards.
+    """See that products of float32 matrices are computed in float32: torch before 1.12 takes TF32 on newer cards.
 
     Distances are small differences of large products, and three decimal digits leave little of them.
     """

@@ -1,0 +1,61 @@
+"""The scripts in examples/: the environment and the summary."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "examples"))
+
+import environment  # noqa: E402
+import summary  # noqa: E402
+
+
+def test_a_python_that_has_everything_is_used_as_it_is():
+    """These tests run in such a Python."""
+    command = [sys.executable, os.path.join(ROOT, "examples", "environment.py"),
+               os.path.join(ROOT, "tests", "requirements.txt")]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True)
+    assert answer.returncode == 0 and answer.stdout.strip() == sys.executable
+
+
+def test_missing_and_old_packages_are_seen():
+    wanted = environment.read_requirements([os.path.join(ROOT, "requirements.txt")])
+    assert set(wanted) == {"torch", "torchvision", "numpy", "tqdm", "pillow"}
+    found = dict.fromkeys(wanted, "99.0")
+    assert environment.missing(found, wanted) == []
+    # The BI-V100's build satisfies the ranges, and an older one does not.
+    assert environment.missing(dict(found, torch="1.10.2+corex.3.0.0", torchvision="0.11.0"), wanted) == []
+    assert environment.missing(dict(found, torch="1.9.1"), wanted) == ["torch"]
+    del found["tqdm"]
+    assert environment.missing(found, wanted) == ["tqdm"]
+    assert environment.installed(sys.executable, ["numpy", "no_such_package"]).keys() == {"numpy"}
+
+
+def _run_directory(path, script, options, recalls):
+    path.mkdir()
+    options = dict({"base": "resnet18", "embedding_size": 16, "l2normalize": False, "recall": [2]}, **options)
+    (path / "config.json").write_text(json.dumps({"script": script, "options": options}))
+    lines = [{"recall": {"test": {"2": recall}}, "seconds": 1.5} for recall in recalls]
+    (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "best.pth").write_bytes(b"0" * 1500000)
+    return str(path)
+
+
+def test_summary_shows_before_best_and_final(tmp_path, capsys):
+    ratios = {"dist_ratio": 1, "angle_ratio": 2, "dark_ratio": 0, "at_ratio": 0, "triplet_ratio": 0}
+    student = _run_directory(tmp_path / "student", "run_distill.py", ratios, [0.1, 0.5, 0.4])
+    teacher = _run_directory(tmp_path / "teacher", "run.py", {"loss": "l2_triplet", "sample": "all"}, [0.2, 0.3])
+    assert summary.main([teacher, student]) == 0
+    rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[3] == ["student", "resnet18 d=16 not normalised", "1 RKD-D + 2 RKD-A", "2", "0.1000", "0.5000",
+                       "0.4000", "1.5", "4"]
+    assert rows[2][2] == "l2_triplet, all negatives"
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere"]])
+def test_summary_of_nothing(arguments, capsys):
+    assert summary.main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
