@@ -401,14 +401,19 @@ def test_interruption_leaves_whole_files_and_one_line(tmp_path):
     directory = tmp_path / "run"
     command = [sys.executable, "run.py"] + options_for(data, "--save_dir", str(directory), "--epochs", "1000")
     command[command.index("--workers") + 1] = "1"
+    # A shell's background job, and so perhaps this test, ignores SIGINT; a terminal's does not.
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, start_new_session=True)
-    for line in process.stdout:
-        if line.startswith("[Epoch 2]"):
-            break
-    time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    _, errors = process.communicate(timeout=60)
+                               universal_newlines=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    try:
+        for line in process.stdout:
+            if line.startswith("[Epoch 2]"):
+                break
+        time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted" in errors and "Traceback" not in errors
     weights = torch.load(str(directory / "last.pth"))
