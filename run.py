@@ -42,10 +42,8 @@ def build_parser():
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(LOSSES), default="l2_triplet", help="loss")
-    group.add_argument("--sample", choices=options.SAMPLERS, default="all",
-                       help="which negatives: any at random, the nearest, all, semi-hard ones, or by distance as the "
-                            "published networks were trained (distance) or as the sampling paper means it "
-                            "(distance_eligible)")
+    group.add_argument("--sample", choices=tuple(pairsampler.SAMPLERS), default="all",
+                       help=options.SAMPLER_HELP)
     group.add_argument("--margin", type=options.positive_float, default=0.2, help="margin of the loss")
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -54,17 +52,18 @@ def build_parser():
 
 
 def run(args, stated):
-    options.check_shared(args)
+    options.check_shared(args, stated)
     if args.mode == "eval":
         options.refuse_idle(stated, TRAINING_ONLY, "with --mode eval")
     else:
-        options.check_batches(args)
+        options.check_batches(args, pairs_needed=True)
     checkpoint = read_checkpoint(args.load) if args.load else None
     if checkpoint:
         adopt_network(args, stated, checkpoint)
         if args.mode == "eval":
             adopt_data(args, stated, checkpoint)
-    record = RunRecord(args.save_dir, args.recall[0], inputs=[args.load])
+    options.check_download(args)
+    record = RunRecord(args.save_dir, args.recall[0], "run.py", vars(args), inputs=[args.load])
     device, why = resolve_device(args.device)
     seed_everything(args.seed)
     announce(args, device, why)
@@ -93,7 +92,6 @@ def run(args, stated):
         print("Best Recall@{}: {:.4f}".format(record.k, record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    record.start("run.py", vars(args))
     fit(network, step, optimizer, schedule, training_loader(train_set, args, device), evaluate, record, args.epochs,
         device, report)
     record.finish({"Best": record.best["test"], "Final": record.final["test"]})

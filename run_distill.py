@@ -45,10 +45,8 @@ def build_parser():
                         ("at", "attention transfer, on stages 2, 3 and 4"), ("triplet", "the triplet loss")):
         group.add_argument("--{}_ratio".format(name), type=options.not_negative_float, default=0, metavar="RATIO",
                            help="weight of " + words)
-    group.add_argument("--triplet_sample", choices=options.SAMPLERS, default="distance",
-                       help="which negatives: any at random, the nearest, all, semi-hard ones, or by distance as the "
-                            "published networks were trained (distance) or as the sampling paper means it "
-                            "(distance_eligible)")
+    group.add_argument("--triplet_sample", choices=tuple(pairsampler.SAMPLERS), default="distance",
+                       help=options.SAMPLER_HELP)
     group.add_argument("--triplet_margin", type=options.positive_float, default=0.2, help="margin of the triplet loss")
     group.add_argument("--dark_alpha", type=options.positive_float, default=2, help="scale of HardDarkRank's scores")
     group.add_argument("--dark_beta", type=options.positive_float, default=3, help="power of HardDarkRank's scores")
@@ -92,9 +90,9 @@ def build_step(student, teacher, terms):
 
 
 def run(args, stated):
-    options.check_shared(args)
-    options.check_batches(args)
+    options.check_shared(args, stated)
     terms = build_terms(args)
+    options.check_batches(args, pairs_needed="triplet" in terms)
     if not terms:
         raise UsageError("all loss ratios are 0: give at least one of {}, for example --dist_ratio 1 --angle_ratio 2"
                          .format(", ".join("--{}_ratio".format(name) for name in RATIOS)))
@@ -104,10 +102,12 @@ def run(args, stated):
     teacher_checkpoint = read_checkpoint(args.teacher_load)
     adopt_network(args, stated, teacher_checkpoint, "teacher_")
     adopt_data(args, stated, teacher_checkpoint)
+    options.check_download(args)
     checkpoint = read_checkpoint(args.load) if args.load else None
     if checkpoint:
         adopt_network(args, stated, checkpoint)
-    record = RunRecord(args.save_dir, args.recall[0], inputs=[args.teacher_load, args.load])
+    record = RunRecord(args.save_dir, args.recall[0], "run_distill.py", vars(args),
+                       inputs=[args.teacher_load, args.load])
     device, why = resolve_device(args.device)
     seed_everything(args.seed)
     announce(args, device, why)
@@ -133,7 +133,6 @@ def run(args, stated):
         print("Best Eval Recall: {:.4f}".format(record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(student.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    record.start("run_distill.py", vars(args))
     fit(student, build_step(student, teacher, terms), optimizer, schedule, training_loader(train_set, args, device),
         evaluate, record, args.epochs, device, report)
     record.finish({"Best Train": record.best["train"], "Best Test": record.best["test"],

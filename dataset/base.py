@@ -3,7 +3,8 @@ import os
 
 from PIL import Image
 
-__all__ = ["DatasetError", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images", "open_image"]
+__all__ = ["DatasetError", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images", "open_image",
+           "split_of_class_folders", "usable_cores"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -63,7 +64,7 @@ def open_image(path):
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for a broken picture
-        reason = (str(error) or type(error).__name__).splitlines()[0].replace(repr(path), "the file")
+        reason = (str(error) or type(error).__name__).splitlines()[0].replace(" " + repr(path), "")
         raise DatasetError("{}: a picture that can't be read ({}); mend or remove it".format(path, reason)) from None
 
 
@@ -100,3 +101,8 @@ def split_of_class_folders(directory, names, first_label=0):
         class_to_idx[name] = label
         samples.extend((path, label) for path in paths)
     return samples, class_to_idx
+
+
+def usable_cores():
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """Fetch a data set's archive: over verified TLS, checked by md5, unpacked aside and renamed when whole."""
 import hashlib
+import http.client
 import os
 import shutil
 import ssl
@@ -35,7 +36,7 @@ def fetch_archive(url, md5, root, folder):
             if not os.path.isdir(unpacked):
                 raise DatasetError("{}: no folder {} in it".format(archive, folder))
             os.rename(unpacked, os.path.join(root, folder))
-    except (urllib.error.URLError, ssl.SSLError) as error:
+    except (urllib.error.URLError, ssl.SSLError, http.client.HTTPException) as error:
         raise DatasetError("{} can't be fetched: {}".format(url, getattr(error, "reason", error))) from None
     except tarfile.TarError as error:
         raise DatasetError("{} can't be unpacked: {}".format(archive, error)) from None

@@ -3,14 +3,12 @@
 A batch depends on nothing but the seed, the epoch and its number in the epoch: the number of worker processes changes
 the speed alone.
 """
-import os
-
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.base import DatasetError, open_image
+from dataset.base import DatasetError, open_image, usable_cores
 
 __all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers", "load_resized"]
 
@@ -26,8 +24,7 @@ def resized_size(image_size):
 
 def default_workers():
     """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores - 1))
+    return max(1, min(8, usable_cores() - 1))
 
 
 def load_resized(path, side):

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from dataset.base import usable_cores
 from dataset.birds import PLUMAGE, Species
 from dataset.scenery import draw_bird
 
@@ -222,10 +223,6 @@ def _is_whole(folder):
         return False
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, pictures=PICTURES_PER_CLASS, size=SIZE):
     """Return the images folder of the birds under root; draw them first if they aren't there (20 s on two cores).
 
@@ -243,7 +240,7 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
         OSError: root can't be written.
         ValueError: a number out of its range.
     """
-    processes = _cores() if processes is None else processes
+    processes = usable_cores() if processes is None else processes
     if seed < 0 or not 1 <= classes <= CLASSES or pictures < 1 or size < 32 or processes < 1:
         raise ValueError("no such birds: seed {}, {} classes (1 to {}), {} pictures (1 or more), size {} (32 or more), "
                          "{} processes".format(seed, classes, CLASSES, pictures, size, processes))

@@ -3,9 +3,10 @@ import collections
 import json
 import os
 
+from dataset import DATASETS
 from engine.errors import UsageError
-from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone
-from model.backbone import read_weights
+from engine.options import SMALLEST_IMAGE
+from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, read_weights
 
 __all__ = ["Checkpoint", "read_checkpoint", "adopt_network", "adopt_data", "build_network", "describe"]
 
@@ -100,7 +101,7 @@ def build_network(options, checkpoint=None, pretrained="none", **backbone_option
 
 def _backbone_of(path, weights):
     """Return the command line's name of the backbone in a state dict, judged by names and shapes."""
-    if "linear.weight" not in weights or "base.conv1.weight" not in weights:
+    if "base.conv1.weight" not in weights or "linear.weight" not in weights or weights["linear.weight"].dim() != 2:
         raise WeightsError("{} is not an embedding network of this project (no base.conv1.weight and linear.weight in "
                            "it); a torchvision state dict goes to --pretrained".format(path))
     bottleneck = "base.layer1.0.conv3.weight" in weights
@@ -117,11 +118,22 @@ def _read_config(path):
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-        options = config["options"]
-        known = [options[name] for name in NETWORK_OPTIONS]
-        if known[0] not in BACKBONES or type(known[1]) is not int or type(known[2]) is not bool:
-            raise ValueError
-        return {name: options.get(name) for name in NETWORK_OPTIONS + DATA_OPTIONS}
-    except (OSError, ValueError, KeyError, TypeError):
+        options = {name: config["options"].get(name) for name in NETWORK_OPTIONS + DATA_OPTIONS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError("{} is not a config.json of this project; mend or remove it, and state the options".format(
             path)) from None
+    for name, value in options.items():
+        if not _ACCEPTED[name](value):
+            raise WeightsError("{} gives {} the value {}, which this version does not know; mend or remove it, and "
+                               "state the options".format(path, name, json.dumps(value)))
+    return options
+
+
+_ACCEPTED = {
+    "base": lambda value: isinstance(value, str) and value in BACKBONES,
+    "embedding_size": lambda value: type(value) is int and value >= 1,
+    "l2normalize": lambda value: type(value) is bool,
+    "dataset": lambda value: isinstance(value, str) and value in DATASETS,
+    "data": lambda value: isinstance(value, str),
+    "image_size": lambda value: type(value) is int and value >= SMALLEST_IMAGE,
+}

@@ -4,7 +4,7 @@ import sys
 from dataset import DatasetError
 from model import WeightsError
 
-__all__ = ["UsageError", "TrainingError", "run_script"]
+__all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -31,5 +31,16 @@ def run_script(program, body):
             EXIT_INTERRUPTED
     except OSError as error:
         message, code = str(error), EXIT_FAILURE
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        message, code = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
+            str(error).splitlines()[0]), EXIT_FAILURE
     print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr)
     return code
+
+
+def _is_out_of_memory(error):
+    """Whether Python, the CPU's allocator or an accelerator's has run out; torch has no one class for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

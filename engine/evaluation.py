@@ -4,6 +4,7 @@ import collections
 import torch
 from tqdm import tqdm
 
+from engine.errors import TrainingError
 from metric.utils import recall
 
 __all__ = ["Measurement", "embed", "measure", "evaluate_splits", "relative_spread"]
@@ -38,8 +39,16 @@ def relative_spread(embeddings):
 
 
 def measure(network, loader, ks, device, description="Embedding"):
-    """Return the ``Measurement`` of a network on one split."""
+    """Return the ``Measurement`` of a network on one split.
+
+    Raises:
+        TrainingError: an embedding is not finite.
+    """
     embeddings, labels = embed(network, loader, device, description)
+    broken = int((~torch.isfinite(embeddings)).any(1).sum())
+    if broken:
+        raise TrainingError("{} of {} embeddings are not finite ({}); the weights of the last whole epoch stay as they "
+                            "are; try a lower --lr".format(broken, len(embeddings), description))
     return Measurement(dict(zip(ks, recall(embeddings, labels, K=ks))), relative_spread(embeddings))
 
 

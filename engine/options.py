@@ -3,16 +3,17 @@ import argparse
 import math
 
 from dataset import DATASETS, default_workers
-from engine.errors import UsageError
+from engine.errors import EXIT_USAGE, UsageError
 from model import BACKBONES
 
 __all__ = ["new_parser", "add_data_options", "add_network_options", "add_pretrained_options", "add_batch_options",
            "add_training_options", "add_run_options", "positive_float", "not_negative_float", "parse", "refuse_idle",
-           "check_shared", "check_batches", "SAMPLERS"]
+           "check_shared", "check_download", "check_batches", "SAMPLER_HELP", "SMALLEST_IMAGE"]
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
-SAMPLERS = ("random", "hard", "all", "semihard", "distance", "distance_eligible")
+SAMPLER_HELP = ("which negatives: any at random, the nearest, all, semi-hard ones, or by distance as the published "
+                "networks were trained (distance) or as the sampling paper means it (distance_eligible)")
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 
@@ -70,9 +71,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong option with one line, without the whole usage before it."""
+
+    def error(self, message):
+        self.exit(EXIT_USAGE, "{}: error: {} (--help lists the options)\n".format(self.prog, message))
+
+
 def new_parser(program, description):
-    return argparse.ArgumentParser(prog=program, description=description, formatter_class=_HelpFormatter,
-                                   allow_abbrev=False)
+    return _Parser(prog=program, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def add_data_options(parser):
@@ -91,10 +98,10 @@ def add_data_options(parser):
                        help="loading processes; 0 loads in the main one; the default fits this machine")
 
 
-def add_network_options(parser, title, prefix="", help_base="backbone"):
+def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
     group.add_argument("--{}base".format(prefix), choices=PLANNED_BACKBONES + tuple(BACKBONES), default="resnet50",
-                       help=help_base + "; googlenet and inception_v1bn are not here yet")
+                       help="backbone; googlenet and inception_v1bn are not here yet")
     group.add_argument("--{}embedding_size".format(prefix), type=positive_int, default=128, metavar="D",
                        help="dimensions of the embedding")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
@@ -160,7 +167,7 @@ def refuse_idle(stated, names, reason):
         raise UsageError("{} does nothing {}; leave it out".format(", ".join("--" + name for name in idle), reason))
 
 
-def check_shared(args):
+def check_shared(args, stated):
     """Refuse what can be seen to be wrong from the options alone.
 
     Raises:
@@ -172,21 +179,32 @@ def check_shared(args):
         if getattr(args, name, None) in PLANNED_BACKBONES:
             raise UsageError("--{} {} is not here yet; there are {}".format(
                 name, getattr(args, name), ", ".join(BACKBONES)))
-    if args.download and args.dataset != "cub200":
-        raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
-    if args.load and args.pretrained not in ("none", "imagenet"):
-        raise UsageError("--load and --pretrained {} both give the starting weights; keep one".format(args.pretrained))
-    if args.zero_init_residual and (args.load or args.pretrained != "none"):
-        raise UsageError("--zero_init_residual is for random weights: add --pretrained none, without --load")
+    if args.load:
+        refuse_idle(stated, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
+    if args.zero_init_residual and args.pretrained != "none":
+        raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
     args.recall = list(dict.fromkeys(args.recall))
 
 
-def check_batches(args):
-    """Refuse training batches that hold only one class.
+def check_download(args):
+    """Refuse ``--download`` where there is nothing to fetch; the data set must be known by now.
 
     Raises:
         UsageError
     """
+    if args.download and args.dataset != "cub200":
+        raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
+
+
+def check_batches(args, pairs_needed):
+    """Refuse training batches that hold only one class or, where the loss needs pairs of one class, none.
+
+    Raises:
+        UsageError
+    """
+    if pairs_needed and args.num_image_per_class < 2:
+        raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "
+                         "such pairs; take at least 2")
     if args.batch <= args.num_image_per_class:
         raise UsageError("--batch {} with --num_image_per_class {} is smaller than 2 classes; take a batch of at least "
                          "{}".format(args.batch, args.num_image_per_class, 2 * args.num_image_per_class))

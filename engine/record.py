@@ -20,15 +20,18 @@ class RunRecord:
     Args:
         directory: where the files go; None keeps none.
         k: the K of the Recall@K that selects the best network.
+        script, options: what is run, for ``config.json``.
         inputs: files that the run reads; it must not write over them.
 
     Raises:
         UsageError: the directory can't be written to, or the run would overwrite one of ``inputs``.
     """
 
-    def __init__(self, directory, k, inputs=()):
+    def __init__(self, directory, k, script, options, inputs=()):
         self.directory = directory
         self.k = k
+        self.config = {"script": script, "options": options,
+                       "versions": {"python": platform.python_version(), "torch": torch.__version__}}
         self.best = {}
         self.final = {}
         if directory is None:
@@ -39,14 +42,6 @@ class RunRecord:
                                  "directory of its own".format(directory, path))
         prepare_directory(directory)
 
-    def start(self, script, options):
-        """Write the options; a log of an earlier run in the same directory gives way."""
-        if self.directory is None:
-            return
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        write_json(self._path(CONFIG), {"script": script, "options": options, "versions": versions})
-        write_text(self._path(LOG), "")
-
     def keep(self, epoch, measurements, network, figures=None):
         """Take the measurements of an epoch, {split: Measurement}, and write its weights and its line in the log."""
         self.final = {split: measurement.recalls[self.k] for split, measurement in measurements.items()}
@@ -54,6 +49,8 @@ class RunRecord:
         self.best = {split: max(value, self.best.get(split, value)) for split, value in self.final.items()}
         if self.directory is None:
             return
+        if epoch == 0:
+            self._take_over_directory()
         save_weights(self._path(LAST), network)
         if improved:
             save_weights(self._path(BEST), network)
@@ -69,6 +66,13 @@ class RunRecord:
         if self.directory is not None:
             write_text(self._path(RESULT), "".join(
                 "{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines.items()))
+
+    def _take_over_directory(self):
+        """Let the files of an earlier run give way, now that this one has something to put in their place."""
+        write_json(self._path(CONFIG), self.config)
+        write_text(self._path(LOG), "")
+        if os.path.exists(self._path(RESULT)):
+            os.remove(self._path(RESULT))
 
     def _path(self, name):
         return os.path.join(self.directory, name)

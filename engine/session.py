@@ -30,6 +30,10 @@ def check_splits(train_set, test_set, args, training, pairs_needed):
     """
     print("Number of images in Training Set: {}".format(len(train_set)))
     print("Number of images in Test set: {}".format(len(test_set)), flush=True)
+    shared = sorted(set(train_set.classes) & set(test_set.classes))
+    if shared:
+        print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
+              "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
     for split, images in (("training", train_set), ("test", test_set)):
         if len(images.classes) < 2:
             raise UsageError("the {} set has only one class ({}); at least 2 are needed".format(
@@ -47,12 +51,15 @@ def _check_single_pictures(split, images, pairs_needed):
     single = [name for name in images.classes if counts[images.class_to_idx[name]] == 1]
     if not single:
         return
-    names = ", ".join(single[:SHOWN_CLASSES]) + (", ..." if len(single) > SHOWN_CLASSES else "")
     finding = "{} of {} classes of the {} set have a single picture ({})".format(
-        len(single), len(images.classes), split, names)
+        len(single), len(images.classes), split, _first(single))
     if pairs_needed:
         raise UsageError("{}; the loss needs pairs of one class: add pictures or remove the class".format(finding))
     print("Warning: {}; as queries they count as misses".format(finding), flush=True)
+
+
+def _first(names):
+    return ", ".join(names[:SHOWN_CLASSES]) + (", ..." if len(names) > SHOWN_CLASSES else "")
 
 
 def _check_batch(train_set, args):

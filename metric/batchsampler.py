@@ -49,7 +49,7 @@ class NPairs:
     `single_image_labels` lists such classes.
 
     Raises:
-        ValueError: an argument out of range; fewer than two classes; no class with two images; a batch that a single
+        ValueError: an argument out of range; fewer than two classes; a batch that a single
             class could fill; a batch larger than one round through all classes can give.
         TypeError: labels or arguments that are not integers.
     """
@@ -75,9 +75,6 @@ class NPairs:
         if len(self._classes) < 2:
             raise ValueError("needs at least 2 classes, the data set has {}".format(len(self._classes)))
         sizes = [len(images) for images in self._classes]
-        if max(sizes) < 2:
-            raise ValueError("no class has two images, so no batch can hold a positive pair: {} classes of 1".format(
-                len(sizes)))
         drawn = [min(self.m, size) for size in sizes]
         if max(drawn) >= self.batch_size:
             raise ValueError("batch_size {} could be filled by a single class: m is {}, the largest class has {} images"

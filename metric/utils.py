@@ -82,7 +82,8 @@ def _rank_preserving(embeddings):
         bad = (~torch.isfinite(embeddings)).any(1).nonzero().flatten()
         raise ValueError("{} of {} embeddings are not finite, the first is row {}".format(
             len(bad), len(embeddings), bad[0].item()))
-    exponent = max(-120, min(120, math.frexp(largest)[1]))
+    limit = 1000 if embeddings.dtype == torch.float64 else 120  # 2 ** limit must be a number of that type
+    exponent = max(-limit, min(limit, math.frexp(largest)[1]))
     scaled = embeddings * 2.0 ** -exponent
     centre = (scaled - scaled.mean(0, keepdim=True)).pow(2).sum(1).argmin()
     return scaled - scaled[centre]

@@ -4,25 +4,16 @@ A backbone owns its normalisation. It takes uint8 pictures (0..255) or float pic
 student can share one batch and each see it normalised its own way. The names of its parameters are torchvision's own,
 without the classifier.
 """
-import os
-import pickle
-import socket
-import sys
-
 import torch
 import torch.nn as nn
 
-from model.compat import cached_weights_path, imagenet_weights_url, import_torchvision, load_tensors
+from model.compat import import_torchvision
+from model.weights import WeightsError, imagenet_weights, read_weights
 
-__all__ = ["ResNet18", "ResNet50", "BACKBONES", "WeightsError", "build_backbone", "read_weights"]
+__all__ = ["ResNet18", "ResNet50", "BACKBONES", "build_backbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CONNECT_SECONDS = 20
-
-
-class WeightsError(Exception):
-    """Weights that are missing, damaged or of another network; the message is one line for the user."""
 
 
 class ResNet(nn.Module):
@@ -54,7 +45,7 @@ class ResNet(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         if pretrained is True or pretrained == "imagenet":
-            self.load_torchvision(_imagenet_weights(self.architecture))
+            self.load_torchvision(imagenet_weights(self.architecture))
         elif pretrained not in (False, None, "none"):
             self.load_torchvision(pretrained)
 
@@ -108,52 +99,3 @@ BACKBONES = {"resnet18": ResNet18, "resnet50": ResNet50}
 def build_backbone(name, pretrained="none", **options):
     """Return the backbone called ``name`` on the command line (see ``BACKBONES``)."""
     return BACKBONES[name](pretrained=pretrained, **options)
-
-
-def read_weights(path):
-    """Return the state dict in the file ``path``: names to finite tensors, on the CPU.
-
-    Raises:
-        WeightsError: no such file, not a state dict, damaged, or with values that are not finite.
-    """
-    if not os.path.isfile(path):
-        raise WeightsError("{}: no such file".format(path))
-    try:
-        weights = load_tensors(path)
-    except PermissionError:
-        raise WeightsError("{} can't be read: no permission".format(path)) from None
-    except pickle.UnpicklingError:
-        raise WeightsError("{} is refused: it holds something else than tensors (such a file can run code), "
-                           "or it is damaged".format(path)) from None
-    except Exception:  # torch raises half a dozen types for a damaged file; each means the same to the user
-        raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
-    if not isinstance(weights, dict) or not weights or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-        raise WeightsError("{} holds no state dict (names and tensors)".format(path))
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise WeightsError("{} holds values that are not finite, first in {}".format(path, name))
-    return weights
-
-
-def _imagenet_weights(architecture):
-    """Return the path of torchvision's ImageNet weights, fetched if they are not in torch.hub's cache."""
-    url = imagenet_weights_url(architecture)
-    path = cached_weights_path(url)
-    if not os.path.isfile(path):
-        digest = path.rsplit("-", 1)[-1].split(".")[0]  # torchvision's names end in the first 8 digits of the SHA-256
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            print("Fetching ImageNet weights: {}".format(url))
-            patience = socket.getdefaulttimeout()
-            socket.setdefaulttimeout(CONNECT_SECONDS)  # a machine behind a firewall would wait for minutes
-            try:
-                torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=sys.stderr.isatty())
-            finally:
-                socket.setdefaulttimeout(patience)
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                "ImageNet weights of {} are not on this machine and can't be fetched ({}): put {} at {}, or give "
-                "--pretrained FILE, or start from random weights with --pretrained none".format(
-                    architecture, error, url, path)) from None
-    return path

@@ -32,6 +32,12 @@ def test_pdist_gradient(squared):
     assert torch.autograd.gradcheck(lambda x: pdist(x, squared=squared), (e,))
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_recall_of_huge_and_tiny_embeddings(scale):
+    e, labels = random_matrix(30, 3), torch.arange(30) // 3
+    assert recall(e * scale, labels, K=[1, 3]) == recall(e, labels, K=[1, 3])
+
+
 def test_pdist_of_duplicates_is_the_floor_without_gradient():
     e = torch.tensor([[0.1, 0.7], [0.1, 0.7], [0.1, 0.7]], requires_grad=True)
     distance = pdist(e)

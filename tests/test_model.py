@@ -5,9 +5,8 @@ import pickle
 import pytest
 import torch
 
-from model import LinearEmbedding, WeightsError
-from model import compat
-from model.backbone import BACKBONES, ResNet18, ResNet50, read_weights
+from model import LinearEmbedding, WeightsError, compat, read_weights
+from model.backbone import BACKBONES, ResNet18, ResNet50
 
 torchvision = compat.import_torchvision()
 
@@ -144,6 +143,7 @@ def _truncated(path):
 
 DAMAGED = {
     "missing": (lambda path: None, "no such file"),
+    "a folder": (os.mkdir, "is a folder"),
     "empty": (lambda path: open(path, "w").close(), "damaged"),
     "text": (lambda path: open(path, "w").write("hello, I am no checkpoint\n" * 9), "damaged|refused"),
     "truncated": (_truncated, "damaged"),

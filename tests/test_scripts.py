@@ -46,8 +46,8 @@ def failure(capsys, main, argv, code=2):
         returned = error.code
     lines = capsys.readouterr().err.strip().splitlines()
     assert returned == code, lines
-    assert "Traceback" not in "\n".join(lines) and "error: " in lines[-1]
-    return lines[-1]
+    assert len(lines) == 1 and ": error: " in lines[0], lines
+    return lines[0]
 
 
 def test_training_prints_and_writes(pictures, tmp_path, capsys):
@@ -229,6 +229,64 @@ def test_weights_with_a_foreign_config(teacher, tmp_path, capsys):
     assert "don't belong together" in failure(capsys, run.main, argv)
     (tmp_path / "config.json").write_text("{")
     assert "not a config.json" in failure(capsys, run.main, argv)
+    for name, value in (("dataset", "moths"), ("image_size", "big"), ("image_size", 4), ("data", None)):
+        config = json.loads(read(teacher, "config.json"))
+        config["options"][name] = value
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert "gives {} the value".format(name) in failure(capsys, run.main, argv)
+
+
+def test_weights_of_another_shape(tmp_path, capsys):
+    path = str(tmp_path / "odd.pth")
+    torch.save({"base.conv1.weight": torch.ones(2), "linear.weight": torch.tensor(1.0)}, path)
+    assert "not an embedding network" in failure(capsys, run.main, ["--mode", "eval", "--load", path])
+
+
+def test_download_of_a_data_set_taken_from_config(teacher, capsys):
+    argv = ["--mode", "eval", "--load", teacher + "/best.pth", "--download"]
+    assert "--download does nothing with --dataset folder" in failure(capsys, run.main, argv)
+
+
+def test_training_goes_on_from_loaded_weights(teacher, pictures, tmp_path, capsys):
+    directory = str(tmp_path / "run")
+    argv = options_for(pictures, "--load", teacher + "/best.pth", "--save_dir", directory, "--epochs", "1")
+    position = argv.index("--pretrained")
+    assert run.main(argv[:position] + argv[position + 2:]) == 0
+    first = json.loads(read(directory, "log.jsonl").splitlines()[0])["recall"]["test"]["1"]
+    capsys.readouterr()
+    assert run.main(["--mode", "eval", "--load", teacher + "/best.pth", "--workers", "0"]) == 0
+    assert re.findall(r"Recall@1: \[(.*)\]", capsys.readouterr().out)[1] == "{:.4f}".format(100 * first)
+
+
+def test_a_run_that_fails_at_once_leaves_the_earlier_run_alone(teacher, own_pictures, tmp_path, capsys):
+    directory = str(tmp_path / "run")
+    shutil.copytree(teacher, directory)
+    before = {name: read(directory, name) for name in ("config.json", "log.jsonl", "result.txt")}
+    break_a_picture(own_pictures)
+    failure(capsys, run.main, options_for(own_pictures, "--save_dir", directory, "--l2normalize", "false"))
+    assert {name: read(directory, name) for name in before} == before
+
+
+def test_diverged_network_is_one_line(pictures, capsys):
+    line = failure(capsys, run.main, options_for(pictures, "--lr", "1e30", "--iter_per_epoch", "1"), code=1)
+    assert "not finite" in line and "lower --lr" in line
+
+
+def test_out_of_memory_is_one_line(pictures, capsys):
+    line = failure(capsys, run.main, options_for(pictures, "--image_size", "10000000"), code=1)
+    assert "out of memory: lower --batch" in line
+
+
+def test_classes_in_both_splits_are_told(tmp_path, capsys):
+    for split, seed in (("train", 0), ("test", 1)):
+        make_pictures(tmp_path / split, classes=3, seed=seed)
+    assert run.main(options_for(tmp_path, "--epochs", "1")) == 0
+    assert "Warning: 3 classes are in both the training and the test set" in capsys.readouterr().out
+
+
+def test_rkd_needs_no_two_pictures_of_a_class(teacher, tmp_path):
+    data = make_pictures(tmp_path / "singles", classes=20, pictures=1)
+    assert run_distill.main(distil(teacher, "--dist_ratio", "1", "--epochs", "1", "--data", str(data))) == 0
 
 
 def remove_all_but_one_picture(data):
@@ -292,7 +350,8 @@ def test_single_pictures_are_no_error_where_no_pairs_are_needed(own_pictures, te
     (["--device", "banana"], "give auto, cpu, cuda"),
     (["--bogus"], "unrecognized arguments: --bogus"),
     (["--embedding", "3"], "unrecognized arguments"),
-    (["--load", "nowhere.pth"], "nowhere.pth: no such file"),
+    (["--load", "nowhere.pth"], "--pretrained does nothing with --load"),
+    (["--num_image_per_class", "1"], "leaves no two pictures of one class"),
     (["--pretrained", "nowhere.pth"], "nowhere.pth: no such file"),
     (["--download"], "--download does nothing"),
     (["--mode", "eval", "--lr", "1"], "--lr does nothing with --mode eval"),
@@ -324,7 +383,8 @@ def test_a_run_does_not_overwrite_what_it_reads(teacher, pictures, capsys):
     before = read(teacher, "log.jsonl")
     line = failure(capsys, run_distill.main, distil(teacher, "--dist_ratio", "1", "--save_dir", teacher))
     assert "would overwrite" in line and read(teacher, "log.jsonl") == before
-    failure(capsys, run.main, options_for(pictures, "--load", teacher + "/last.pth", "--save_dir", teacher))
+    argv = ["--load", teacher + "/last.pth", "--save_dir", teacher, "--dataset", "folder", "--data", str(pictures)]
+    assert "would overwrite" in failure(capsys, run.main, argv)
 
 
 def test_save_dir_that_can_not_be_written(pictures, tmp_path, capsys):
