@@ -3,6 +3,8 @@
 A batch depends on nothing but the seed, the epoch and its number in the epoch: the number of worker processes changes
 the speed alone.
 """
+import signal
+
 import numpy as np
 import torch
 from PIL import Image
@@ -80,7 +82,12 @@ def _data_loader(samples, image_size, keys, workers, pin_memory, keep_workers):
     # of the samplers, or the number of workers would change a run.
     return DataLoader(_Batches(samples, image_size), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
-                      generator=torch.Generator())
+                      generator=torch.Generator(), worker_init_fn=_leave_interruptions_to_the_main_process)
+
+
+def _leave_interruptions_to_the_main_process(worker):
+    """Ctrl-C reaches every process of a terminal; a worker that dies of it would look to the main one like a crash."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _checked(batches):

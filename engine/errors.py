@@ -2,11 +2,13 @@
 import sys
 
 from dataset import DatasetError
+from engine.interruption import interrupted, noticed_interruptions
 from model import WeightsError
 
 __all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+INTERRUPTED = "interrupted; the weights of the last whole epoch stay in --save_dir, if one was given"
 
 
 class UsageError(Exception):
@@ -20,22 +22,28 @@ class TrainingError(Exception):
 def run_script(program, body):
     """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0."""
     try:
-        body()
+        with noticed_interruptions():
+            body()
         return 0
     except (UsageError, DatasetError, WeightsError) as error:
         message, code = str(error), EXIT_USAGE
     except TrainingError as error:
         message, code = str(error), EXIT_FAILURE
     except KeyboardInterrupt:
-        message, code = "interrupted; the weights of the last whole epoch stay in --save_dir, if one was given", \
-            EXIT_INTERRUPTED
+        message, code = INTERRUPTED, EXIT_INTERRUPTED
     except OSError as error:
         message, code = str(error), EXIT_FAILURE
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        code = EXIT_FAILURE
+        if interrupted():  # a worker that was just starting died of the same Ctrl-C
+            message, code = INTERRUPTED, EXIT_INTERRUPTED
+        elif _is_out_of_memory(error):
+            message = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
+                str(error).splitlines()[0])
+        elif "DataLoader worker" in str(error):
+            message = "a loading process was killed, perhaps for want of memory; try fewer --workers"
+        else:
             raise
-        message, code = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
-            str(error).splitlines()[0]), EXIT_FAILURE
     print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr)
     return code
 

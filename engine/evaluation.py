@@ -5,6 +5,7 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import TrainingError
+from engine.interruption import stop_if_interrupted
 from metric.utils import recall
 
 __all__ = ["Measurement", "embed", "measure", "evaluate_splits", "relative_spread"]
@@ -25,6 +26,7 @@ def embed(network, loader, device, description="Embedding"):
         for images, batch_labels in tqdm(loader, desc=description, leave=False, disable=None):
             embeddings.append(network(images.to(device, non_blocking=True)).float())
             labels.append(batch_labels)
+            stop_if_interrupted()
     network.train(was_training)
     return torch.cat(embeddings), torch.cat(labels).to(device)
 

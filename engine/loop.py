@@ -5,6 +5,7 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import TrainingError
+from engine.interruption import stop_if_interrupted
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 
@@ -77,6 +78,7 @@ def train_epoch(network, step, optimizer, loader, epoch, device):
         values = torch.stack([loss.detach()] + [term.detach() for term in terms.values()])
         sums = values if sums is None else sums + values
         pictures += len(images)
+        stop_if_interrupted()
         losses.append(loss.detach())
         if number % every == 0 or number == len(loader):
             checked = torch.stack(losses).tolist()

@@ -474,7 +474,7 @@ def test_interruption_leaves_whole_files_and_one_line(tmp_path):
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "interrupted" in errors and "Traceback" not in errors
     weights = torch.load(str(directory / "last.pth"))
     assert "linear.weight" in weights
