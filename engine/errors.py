@@ -2,7 +2,7 @@
 import sys
 
 from dataset import DatasetError
-from engine.interruption import interrupted, noticed_interruptions
+from engine.interruption import handled_interruptions, interrupted
 from model import WeightsError
 
 __all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
@@ -22,7 +22,7 @@ class TrainingError(Exception):
 def run_script(program, body):
     """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0."""
     try:
-        with noticed_interruptions():
+        with handled_interruptions():
             body()
         return 0
     except (UsageError, DatasetError, WeightsError) as error:

@@ -5,7 +5,7 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import TrainingError
-from engine.interruption import stop_if_interrupted
+from engine.interruption import deferred_interruptions, stop_if_interrupted
 from metric.utils import recall
 
 __all__ = ["Measurement", "embed", "measure", "evaluate_splits", "relative_spread"]
@@ -54,6 +54,7 @@ def measure(network, loader, ks, device, description="Embedding"):
     return Measurement(dict(zip(ks, recall(embeddings, labels, K=ks))), relative_spread(embeddings))
 
 
+@deferred_interruptions()
 def evaluate_splits(network, loaders, ks, device, epoch):
     """Measure each split, print its lines, and return {split name: Measurement}.
 

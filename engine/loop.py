@@ -5,7 +5,7 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import TrainingError
-from engine.interruption import stop_if_interrupted
+from engine.interruption import deferred_interruptions, stop_if_interrupted
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 
@@ -23,6 +23,7 @@ def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(decay_epochs), decay_gamma)
 
 
+@deferred_interruptions()
 def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, device, report):
     """Train ``network`` for ``epochs`` epochs; evaluate and record before the first and after each.
 
