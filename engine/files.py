@@ -1,4 +1,5 @@
 """Files of a run: each is written aside, flushed to disk and renamed, so that a reader never meets half of one."""
+import collections
 import contextlib
 import json
 import os
@@ -43,7 +44,7 @@ def append_line(path, line):
 
 def save_weights(path, network):
     """Write the bare state dict of ``network``, its tensors on the CPU."""
-    weights = type(network.state_dict())((name, value.detach().cpu()) for name, value in network.state_dict().items())
+    weights = collections.OrderedDict((name, value.detach().cpu()) for name, value in network.state_dict().items())
     with replaced_file(path) as file:
         torch.save(weights, file)
 

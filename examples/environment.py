@@ -31,7 +31,7 @@ for package in sys.argv[2:]:
         else:
             module = importlib.import_module({"pillow": "PIL"}.get(package, package))
         print(package, module.__version__)
-    except Exception:
+    except Exception:  # whatever keeps it from being imported, it is not usable: it stays unlisted and is installed
         pass
 """
 
