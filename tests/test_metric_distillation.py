@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from metric import angles
 from metric.loss import (AttentionTransfer, FitNet, HardDarkRank, RKdAngle, RkdDistance, attention_transfer_loss,
                          fitnet_loss, hard_darkrank_loss, rkd_angle_loss, rkd_distance_loss)
 
@@ -311,3 +312,58 @@ def test_contract_of_maps():
             call(torch.ones(2, 3, 4, 4), torch.ones(2, 5, 4, 4, device="meta"))
     with pytest.raises(ValueError, match=r"\(5, 3, 1, 1\).*\(2, 4, 4, 4\)"):
         fitnet_loss(torch.ones(2, 4, 4, 4), torch.ones(2, 5, 4, 4), weight)
+
+
+WAYS = [angles._ByProducts, angles._ByDifferences]
+
+
+@pytest.mark.parametrize("vertices", [1, 3, 100])
+@pytest.mark.parametrize("way", WAYS)
+def test_both_ways_to_the_angles_equal_loops(monkeypatch, way, vertices):
+    monkeypatch.setattr(way, "vertices_at_a_time", staticmethod(lambda n, dimension: vertices))
+    student, teacher = random_tensor(7, 3), random_tensor(7, 5, seed=1)
+    student[4] = student[2]  # a zero edge
+    student.requires_grad_()
+    loss = angles._AngleLoss.apply(student, teacher, way)
+    assert loss.item() == pytest.approx(loop_rkd_angle(student.tolist(), teacher.tolist()), rel=1e-9)
+    apart = random_tensor(6, 3, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: angles._AngleLoss.apply(x, teacher[:6], way), (apart,))
+
+
+def nearby(kind):
+    """128 student embeddings of 64 dimensions: random, shifted by 100, or in pairs that lie 1e-3 apart."""
+    student = random_tensor(128, 64, seed=3)
+    if kind == "shifted":
+        return student + 100
+    if kind == "close":
+        offset = random_tensor(64, 64, seed=4)
+        student[64:] = student[:64] + 1e-3 * offset / offset.norm(dim=1, keepdim=True)
+    return student
+
+
+@pytest.mark.parametrize("unit_length", [False, True])
+@pytest.mark.parametrize("kind", ["random", "shifted", "close"])
+@pytest.mark.parametrize("function", [rkd_distance_loss, rkd_angle_loss, hard_darkrank_loss] + [
+    (lambda way: lambda student, teacher: angles._AngleLoss.apply(student, teacher, way))(way) for way in WAYS])
+def test_float32_is_within_1e_4_of_float64(function, kind, unit_length):
+    teacher = random_tensor(128, 512, seed=5).float()
+    student = nearby(kind)
+    if unit_length and kind != "shifted":
+        student = student / student.norm(dim=1, keepdim=True)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = student.float().to(dtype).requires_grad_()
+        loss = function(leaf, teacher.to(dtype))
+        loss.backward()
+        results.append((loss.item(), leaf.grad.double()))
+    (loss, gradient), (expected, expected_gradient) = results
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_angles_hold_one_block_at_a_time(way):
+    n, dimension = 1024, 512
+    block = way.vertices_at_a_time(n, dimension)
+    entries = block * n * (n if way is angles._ByProducts else n + dimension)
+    assert 8 * entries <= 2 ** 27, "a few such blocks stay below 1 GB"

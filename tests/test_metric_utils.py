@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from metric import utils
+from metric import retrieval
 from metric.contracts import autocast_disabled, full_precision
 from metric.utils import pdist, recall, unit
 
@@ -133,19 +133,59 @@ def test_recall_defaults_to_the_first_neighbour():
     assert recall(embeddings, labels) == loop_recall(embeddings, labels, [1])
 
 
-def test_recall_never_holds_more_than_its_budget(monkeypatch):
-    shapes = []
+def test_recall_never_holds_more_than_a_block(monkeypatch):
+    sizes = []
     addmm = torch.addmm
 
     def observed(*args, **settings):
         block = addmm(*args, **settings)
-        shapes.append(tuple(block.shape))
+        sizes.append(block.numel())
         return block
 
-    monkeypatch.setattr(utils, "RECALL_BLOCK_ENTRIES", 40 * 6 + 1)
+    monkeypatch.setitem(retrieval.BLOCK_SIDE, "cpu", 6)
     monkeypatch.setattr(torch, "addmm", observed)
     recall(random_matrix(40, 3), torch.arange(40) % 4)
-    assert shapes == [(6, 40)] * 6 + [(4, 40)]
+    assert max(sizes) == 36 and sum(sizes) < 3 * 40 * 40
+
+
+@pytest.mark.parametrize("offset, spread, scale", [(0, 1, 1), (100, 1, 1), (0, 1e-3, 1e-20), (3e4, 1, 1e15)])
+def test_recall_in_float32_is_that_of_float64(offset, spread, scale):
+    # Clusters whose spread rounding reaches: products in float32 alone get several queries wrong.
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(600) % 150
+    embeddings = torch.randn(150, 24, generator=generator)[labels] + 1.5 * torch.randn(600, 24, generator=generator)
+    embeddings = ((spread * embeddings + offset) * scale)
+    wide = embeddings.double() / scale
+    distance = (wide.unsqueeze(1) - wide.unsqueeze(0)).pow(2).sum(2)
+    same = labels.unsqueeze(1) == labels.unsqueeze(0)
+    itself = torch.eye(600, dtype=torch.bool)
+    nearest = distance.masked_fill(~same | itself, math.inf).min(1, keepdim=True)[0]
+    rank = ((distance <= nearest) & ~same).sum(1)
+    ks = list(range(1, 200))
+    expected = [(rank < k).double().mean().item() for k in ks]
+    assert recall(embeddings, labels, ks, block_size=128) == pytest.approx(expected, abs=1e-12)
+    assert recall(embeddings, labels, ks) == pytest.approx(expected, abs=1e-12)
+
+
+def test_recall_settles_queries_in_float64_when_the_bound_is_hopeless(monkeypatch):
+    # With a bound of 1e5 times the true one every query is undecided, and the answer must still be the same.
+    embeddings, labels = random_matrix(120, 6, dtype=torch.float32), torch.arange(120) % 7
+    expected = recall(embeddings, labels, [1, 2, 5, 20])
+    settled = []
+    finish, exact = retrieval._Gallery.__init__, retrieval._exact_counts
+
+    def worse(self, *args):
+        finish(self, *args)
+        self.error *= 1e5
+
+    def observed(gallery, queries, *args):
+        settled.extend(queries.tolist())
+        return exact(gallery, queries, *args)
+
+    monkeypatch.setattr(retrieval._Gallery, "__init__", worse)
+    monkeypatch.setattr(retrieval, "_exact_counts", observed)
+    assert recall(embeddings, labels, [1, 2, 5, 20]) == expected
+    assert len(settled) > 60
 
 
 @pytest.mark.parametrize("embeddings, labels, expected", [

@@ -1,0 +1,252 @@
+"""Recall@K, exact, in one streaming pass over blocks of distances.
+
+Recall@K needs no list of neighbours: a query is a hit at K when fewer than K negatives are at least as close as its
+nearest positive. So the distances are only compared and counted, in square blocks that stay in the cache, and each
+block serves twice: for its rows and, transposed, for its columns.
+"""
+
+import math
+import operator
+
+import torch
+
+from metric.contracts import check_embeddings, check_labels, full_precision
+
+__all__ = ["recall"]
+
+# Side of a block: its distances and the mask beside them are then 32 MiB on a CPU, which its last cache can hold.
+BLOCK_SIDE = {"cpu": 2048}
+BLOCK_SIDE_DEFAULT = 8192
+# Queries that rounding leaves undecided: so many at a time, against so many columns at first, then twice as many.
+UNDECIDED_QUERIES = 512
+FIRST_COLUMNS = 64
+# Pairs that are compared in float64 at a time, by dimensions: 64 MiB.
+EXACT_ENTRIES = 2 ** 23
+
+
+def _checked_ks(K, gallery_size):
+    if isinstance(K, int):
+        raise TypeError("K must be a list of integers, got {!r}".format(K))
+    ks = [operator.index(k) for k in K]
+    for k in ks:
+        if not 1 <= k <= gallery_size:
+            raise ValueError("Recall@{} needs 1 <= K <= {}, the gallery size (all others of {} embeddings)".format(
+                k, gallery_size, gallery_size + 1))
+    return ks
+
+
+def _scaled(embeddings):
+    """The embeddings times a power of two, exactly, so that their squares neither overflow nor vanish."""
+    largest = embeddings.abs().max().item()
+    if not math.isfinite(largest):
+        bad = (~torch.isfinite(embeddings)).any(1).nonzero().flatten()
+        raise ValueError("{} of {} embeddings are not finite, the first is row {}".format(
+            len(bad), len(embeddings), bad[0].item()))
+    limit = 1000 if embeddings.dtype == torch.float64 else 120  # 2 ** limit must be a number of that type
+    return embeddings * 2.0 ** -max(-limit, min(limit, math.frexp(largest)[1]))
+
+
+class _Gallery:
+    """All embeddings, in the order of their labels, with distances that come with a bound of their error.
+
+    Args:
+        embeddings: N x d, as `_scaled` gives them. labels: N.
+    """
+
+    def __init__(self, embeddings, labels):
+        order = labels.argsort()
+        self.labels = labels[order]
+        self.exact_rows = embeddings[order]
+        # Distances don't change with the origin; near the mean, products keep most digits.
+        self.rows = self.exact_rows - embeddings.mean(0, keepdim=True)
+        self.squares = self.rows.pow(2).sum(1)
+        dimension = embeddings.shape[1]
+        # Each of the three sums of d products in a squared distance is off by at most d u times the lengths (u: half a
+        # unit in the last place); the rest is for the shift, the additions and the lengths themselves.
+        lengths = self.squares.sqrt()
+        relative = (dimension + 16) * torch.finfo(embeddings.dtype).eps / 2
+        # Never 0, or equal embeddings would not be within the error of each other.
+        self.error = (relative * (lengths + lengths.max()).pow(2)).clamp(min=torch.finfo(embeddings.dtype).tiny)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def distances(self, queries, columns, out=None):
+        """Squared distances of `queries` (a slice or indices) to `columns` (a slice)."""
+        rows, others = self.rows[queries], self.rows[columns]
+        distance = torch.addmm(self.squares[columns].unsqueeze(0), rows, others.t(), alpha=-2,
+                               **({} if out is None else {"out": out}))
+        return distance.add_(self.squares[queries].unsqueeze(1))
+
+    def same_label(self, queries, columns):
+        """Which of `columns` have the label of each of `queries` (itself included)."""
+        return self.labels[queries].unsqueeze(1) == self.labels[columns].unsqueeze(0)
+
+    def exact(self, queries, others):
+        """Squared distances of pairs, in float64, by differences: equal rows are equally far from everything.
+
+        On the CPU, since not every accelerator has float64; there are few of them.
+        """
+        parts = []
+        step = max(1, EXACT_ENTRIES // self.rows.shape[1])
+        for start in range(0, len(queries), step):
+            first, second = (self.exact_rows[index[start:start + step]].cpu().double() for index in (queries, others))
+            parts.append((first - second).pow(2).sum(1))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _nearest_positive(gallery, side):
+    """Squared distance of each query to its nearest positive, within `gallery.error`; infinite where there is none."""
+    n = len(gallery)
+    nearest = torch.full_like(gallery.squares, math.inf)
+    # Sorted by label: the positives of a block of queries lie between the first of its first label and the last of
+    # its last one.
+    change = torch.ones(n, dtype=torch.bool, device=gallery.labels.device)
+    change[1:] = gallery.labels[1:] != gallery.labels[:-1]
+    class_of = (change.cumsum(0) - 1).cpu()
+    first = change.nonzero().flatten().cpu()
+    last = torch.cat([first[1:], torch.tensor([n])])
+    for start in range(0, n, side):
+        rows = slice(start, min(start + side, n))
+        begin, end = first[class_of[rows.start]].item(), last[class_of[rows.stop - 1]].item()
+        for left in range(begin, end, side):
+            columns = slice(left, min(left + side, end))
+            distance = gallery.distances(rows, columns)
+            distance.masked_fill_(~gallery.same_label(rows, columns), math.inf)
+            distance.diagonal(rows.start - columns.start).fill_(math.inf)  # the query itself
+            nearest[rows] = torch.minimum(nearest[rows], distance.min(1)[0])
+    return nearest
+
+
+def _count_closer(gallery, thresholds, side):
+    """For each vector t of `thresholds`: how many negatives of each query q are closer than t_q."""
+    n = len(gallery)
+    counts = [torch.zeros(n, dtype=torch.int64, device=gallery.rows.device) for _ in thresholds]
+    space = torch.empty(2, side * side, dtype=gallery.rows.dtype, device=gallery.rows.device)
+    for top in range(0, n, side):
+        rows = slice(top, min(top + side, n))
+        for left in range(top, n, side):
+            columns = slice(left, min(left + side, n))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            distance, closer = (part[:shape[0] * shape[1]].view(shape) for part in space)
+            gallery.distances(rows, columns, out=distance)
+            if gallery.labels[rows.stop - 1] >= gallery.labels[left]:  # sorted: else no label is in both
+                distance.masked_fill_(gallery.same_label(rows, columns), math.nan)  # never closer than anything
+            for threshold, count in zip(thresholds, counts):
+                # The outcome as numbers, not as bits: adding those up is ten times as fast.
+                torch.lt(distance, threshold[rows].unsqueeze(1), out=closer)
+                count[rows] += closer.sum(1).long()
+                if left > top:
+                    torch.lt(distance, threshold[columns].unsqueeze(0), out=closer)
+                    count[columns] += closer.sum(0).long()
+    return counts
+
+
+def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
+    """Settle some queries in float64: negatives that are at least as close as the nearest positive.
+
+    Args:
+        queries: indices. lowest, highest, closer: of those queries; negatives below `lowest` are closer for certain,
+            `closer` of them, those from `highest` on are not.
+        enough: a count that need not be exceeded.
+
+    Returns:
+        counts, exact below `enough`.
+    """
+    n = len(gallery)
+    nearest = torch.full((len(queries),), math.inf, dtype=torch.float64)
+    for left in range(0, n, side):
+        columns = slice(left, min(left + side, n))
+        positive = gallery.same_label(queries, columns)
+        if not positive.any():
+            continue
+        positive &= gallery.distances(queries, columns) < highest.unsqueeze(1)
+        row, column = positive.nonzero().unbind(1)
+        other = column + left
+        row, other = row[other != queries[row]], other[other != queries[row]]
+        distance, row = gallery.exact(queries[row], other), row.cpu()
+        # Written in falling order, so that the smallest of each query stays.
+        order = distance.argsort(descending=True)
+        smallest = torch.full_like(nearest, math.inf)
+        for query, value in zip(row[order].tolist(), distance[order].tolist()):
+            smallest[query] = value
+        nearest = torch.minimum(nearest, smallest)
+
+    counts = closer.clone()
+    open_rows = torch.arange(len(queries), device=queries.device)
+    left, width = 0, FIRST_COLUMNS
+    while left < n and len(open_rows):
+        columns = slice(left, min(left + width, n))
+        index = queries[open_rows]
+        distance = gallery.distances(index, columns)
+        unclear = ((distance >= lowest[open_rows].unsqueeze(1)) & (distance < highest[open_rows].unsqueeze(1))
+                   & ~gallery.same_label(index, columns))
+        row, column = unclear.nonzero().unbind(1)
+        closer_still = gallery.exact(index[row], column + left) <= nearest[open_rows[row].cpu()]
+        counts.index_add_(0, open_rows[row], closer_still.to(counts.device).long())
+        open_rows = open_rows[counts[open_rows] < enough]
+        left, width = columns.stop, min(2 * width, side)
+    return counts
+
+
+@torch.no_grad()
+@full_precision
+def recall(embeddings, labels, K=(1,), block_size=None):
+    """Recall@K: the share of queries with at least one same-label item among their K nearest others (Euclidean).
+
+    Every embedding is a query, and all others are its gallery; the query itself is excluded by index, so duplicate
+    images do no harm. Nothing is sorted: a query's rank is the number of negatives that are at least as close as
+    its nearest positive, and it is a hit at K when fewer than K are.
+
+    The figures are those of float64, whatever the precision of the embeddings: distances come out of matrix products
+    together with a bound of their rounding error, and where that leaves a query undecided at one of the K, the pairs
+    within the bound are compared in float64. On an accelerator the products must not be rounded to TF32.
+
+    Args:
+        embeddings: N x d, floating point; half and bfloat16 are taken as float32.
+        labels: N integers on the same device.
+        K: list of integers, each in 1 .. N - 1. More of them cost nothing.
+        block_size: side of a block of distances. Default: what fits the device. Never an N x N matrix: beside two
+            copies of the embeddings the work needs about 8 bytes for each entry of a block.
+
+    Returns:
+        list of floats, one fraction a K, in the order of K.
+
+    Corner cases: a negative at exactly the distance of the nearest positive counts as closer (ties go against the
+    query), so a collapsed network, all embeddings equal, scores 0 and not 1. Exact duplicates in the gallery are
+    exactly equally far from a query. A query without any positive is a miss. Embeddings of any finite size are ranked
+    without overflow, and a large offset that they share costs no digits.
+
+    Raises:
+        TypeError: wrong types of tensors, or K is not a list of integers.
+        ValueError: shapes or devices disagree, an embedding is not finite, a K is not in 1 .. N - 1.
+    """
+    check_embeddings(embeddings)
+    check_labels(labels, embeddings)
+    n = len(embeddings)
+    ks = _checked_ks(K, n - 1)
+    if block_size is None:
+        block_size = BLOCK_SIDE.get(embeddings.device.type, BLOCK_SIDE_DEFAULT)
+    elif block_size < 1:
+        raise ValueError("block_size must be at least 1, got {}".format(block_size))
+    if not ks:
+        return []
+    side = min(block_size, n)
+
+    gallery = _Gallery(_scaled(embeddings), labels)
+    nearest = _nearest_positive(gallery, side)
+    # Two distances are compared, each off by the error at most. Without a positive both limits are infinite: all
+    # negatives are closer, n - 1 of them, a miss at every K allowed.
+    lowest, highest = nearest - 2 * gallery.error, nearest + 2 * gallery.error
+    surely_closer, perhaps_closer = _count_closer(gallery, (lowest, highest), side)
+
+    undecided = torch.zeros_like(surely_closer, dtype=torch.bool)
+    for k in ks:
+        undecided |= (surely_closer < k) & (perhaps_closer >= k)
+    counts = surely_closer
+    for queries in undecided.nonzero().flatten().split(UNDECIDED_QUERIES):
+        counts[queries] = _exact_counts(gallery, queries, lowest[queries], highest[queries], surely_closer[queries],
+                                        max(ks), side)
+    thresholds = torch.tensor(ks, dtype=torch.int64, device=counts.device)
+    hits = (counts.unsqueeze(1) < thresholds.unsqueeze(0)).sum(0)
+    return [hit / n for hit in hits.tolist()]
