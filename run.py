@@ -17,18 +17,19 @@ import sys
 import dataset
 from engine import options
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
-from engine.device import resolve_device, seed_everything
+from engine.device import compiled, place, prepare_device, resolve_device, seed_everything
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import fit, make_optimizer
+from engine.precision import resolve_precision
 from engine.record import RunRecord
-from engine.session import announce, check_splits, evaluation_loaders, training_loader
+from engine.session import announce, check_splits, evaluation_loaders, resized_pictures, training_loader
 from metric import loss as losses
 from metric import pairsampler
 
 LOSSES = {"l1_triplet": losses.L1Triplet, "l2_triplet": losses.L2Triplet, "contrastive": losses.ContrastiveLoss}
 TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
-                 "epochs", "iter_per_epoch", "save_dir")
+                 "epochs", "eval_every", "iter_per_epoch", "save_dir")
 
 
 def build_parser():
@@ -65,23 +66,27 @@ def run(args, stated):
     options.check_download(args)
     record = RunRecord(args.save_dir, args.recall[0], "run.py", vars(args), inputs=[args.load])
     device, why = resolve_device(args.device)
+    prepare_device(device)
+    precision, precision_why = resolve_precision(args.precision, device, measuring_only=args.mode == "eval")
     seed_everything(args.seed)
-    announce(args, device, why)
+    announce(args, device, why, precision, precision_why)
 
     train_set, test_set = dataset.load_splits(args.dataset, args.data, args.download)
     training = args.mode == "train"
     check_splits(train_set, test_set, args, training, pairs_needed=training)
     network = build_network(vars(args), checkpoint, args.pretrained, zero_init_residual=args.zero_init_residual)
-    network.to(device)
+    network = place(network, device)
     print("Network: {}".format(describe(vars(args))), flush=True)
-    loaders = evaluation_loaders(train_set, test_set, args, device)
+    if args.compile:
+        compiled(network)
+    pictures = resized_pictures(train_set, test_set, args)
+    loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
+    if args.mode == "eval":
+        evaluate_splits(network, loaders, args.recall, device, 0, precision)
+        return
 
     def evaluate(epoch):
         return evaluate_splits(network, loaders, args.recall, device, epoch)
-
-    if args.mode == "eval":
-        evaluate(0)
-        return
 
     criterion = LOSSES[args.loss](margin=args.margin, sampler=pairsampler.SAMPLERS[args.sample]())
 
@@ -92,8 +97,8 @@ def run(args, stated):
         print("Best Recall@{}: {:.4f}".format(record.k, record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    fit(network, step, optimizer, schedule, training_loader(train_set, args, device), evaluate, record, args.epochs,
-        device, report)
+    fit(network, step, optimizer, schedule, training_loader(train_set, pictures, args, device), evaluate, record,
+        args.epochs, device, report, precision, args.eval_every)
     record.finish({"Best": record.best["test"], "Final": record.final["test"]})
 
 

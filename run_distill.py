@@ -17,14 +17,16 @@ import torch
 import dataset
 from engine import options
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
-from engine.device import resolve_device, seed_everything
+from engine.device import compiled, place, prepare_device, resolve_device, seed_everything
 from engine.errors import UsageError, run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import fit, make_optimizer
+from engine.precision import resolve_precision
 from engine.record import RunRecord
-from engine.session import announce, check_splits, evaluation_loaders, training_loader
+from engine.session import announce, check_splits, evaluation_loaders, resized_pictures, training_loader
 from metric import loss as losses
 from metric import pairsampler
+from model import fused
 
 RATIOS = ("triplet", "dist", "angle", "dark", "at")
 OPTIONS_OF_RATIO = {"triplet": ("triplet_sample", "triplet_margin"), "dark": ("dark_alpha", "dark_beta")}
@@ -109,34 +111,42 @@ def run(args, stated):
     record = RunRecord(args.save_dir, args.recall[0], "run_distill.py", vars(args),
                        inputs=[args.teacher_load, args.load])
     device, why = resolve_device(args.device)
+    prepare_device(device)
+    precision, precision_why = resolve_precision(args.precision, device)
     seed_everything(args.seed)
-    announce(args, device, why)
+    announce(args, device, why, precision, precision_why)
 
     train_set, test_set = dataset.load_splits(args.dataset, args.data, args.download)
     check_splits(train_set, test_set, args, training=True, pairs_needed="triplet" in terms)
     student = build_network(vars(args), checkpoint, args.pretrained, zero_init_residual=args.zero_init_residual)
-    student.to(device)
+    student = place(student, device)
     teacher_options = {name: vars(args)["teacher_" + name] for name in ("base", "embedding_size", "l2normalize")}
-    teacher = build_network(teacher_options, teacher_checkpoint).to(device).eval()
-    teacher.requires_grad_(False)
+    teacher = place(build_network(teacher_options, teacher_checkpoint), device)
     print("Teacher: {}".format(describe(teacher_options)))
     print("Student: {}".format(describe(vars(args))), flush=True)
-    loaders = evaluation_loaders(train_set, test_set, args, device)
+    pictures = resized_pictures(train_set, test_set, args)
+    loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
 
     evaluate_splits(teacher, loaders, args.recall, device, 0)
+    teacher = place(fused(teacher), device)
+    if args.compile:
+        compiled(teacher)
+        compiled(student)
 
     def evaluate(epoch):
         return evaluate_splits(student, loaders, args.recall, device, epoch)
 
     def report():
-        print("Best Train Recall: {:.4f}".format(record.best["train"]))
+        if "train" in record.best:
+            print("Best Train Recall: {:.4f}".format(record.best["train"]))
         print("Best Eval Recall: {:.4f}".format(record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(student.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    fit(student, build_step(student, teacher, terms), optimizer, schedule, training_loader(train_set, args, device),
-        evaluate, record, args.epochs, device, report)
-    record.finish({"Best Train": record.best["train"], "Best Test": record.best["test"],
-                   "Final": record.final["test"]})
+    fit(student, build_step(student, teacher, terms), optimizer, schedule,
+        training_loader(train_set, pictures, args, device), evaluate, record, args.epochs, device, report, precision,
+        args.eval_every)
+    result = {"Best Train": record.best["train"]} if "train" in record.best else {}
+    record.finish(dict(result, **{"Best Test": record.best["test"], "Final": record.final["test"]}))
 
 
 def main(argv=None):

@@ -1,11 +1,13 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
 from dataset.base import DatasetError, ImageSet
+from dataset.cache import BrokenPicturesError, load_resized, open_pictures
 from dataset.cub200 import CUB2011Metric
 from dataset.folder import FolderMetric, SyntheticBirdsMetric
-from dataset.loader import EvaluationLoader, TrainLoader, default_workers, load_resized, resized_size
+from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 
-__all__ = ["DATASETS", "DatasetError", "ImageSet", "CUB2011Metric", "FolderMetric", "SyntheticBirdsMetric",
-           "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size", "load_splits"]
+__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
+           "SyntheticBirdsMetric", "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size",
+           "open_pictures", "load_splits"]
 
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
 

@@ -7,12 +7,12 @@ import signal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.base import DatasetError, open_image, usable_cores
+from dataset.base import DatasetError, usable_cores
+from dataset.cache import DecodedPictures
 
-__all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers", "load_resized"]
+__all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
 
 
 # Last part of the seed of a batch's crops, so that they are independent of the draws of the batch sampler.
@@ -29,39 +29,41 @@ def default_workers():
     return max(1, min(8, usable_cores() - 1))
 
 
-def load_resized(path, side):
-    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept."""
-    return np.asarray(open_image(path).resize((side, side), Image.BILINEAR))
-
-
 class _Batches(Dataset):
-    """Turns a key (picture indices, seed of the crops or None) into (pictures B x 3 x S x S uint8, labels B)."""
+    """Turns a key (picture indices, seed of the crops or None) into (pictures B x 3 x S x S uint8, labels B).
 
-    def __init__(self, samples, image_size):
-        self.paths = [path for path, _ in samples]
+    The pictures lie in memory as they were decoded, channels last: that is how the networks take them.
+    """
+
+    def __init__(self, samples, image_size, pictures):
+        side = resized_size(image_size)
+        self.pictures = DecodedPictures([path for path, _ in samples], side) if pictures is None else pictures
         self.labels = np.array([label for _, label in samples], dtype=np.int64)
         self.image_size = image_size
+        self.side = side
 
     def __getitem__(self, key):
         indices, seed = key
-        size, side = self.image_size, resized_size(self.image_size)
+        size, side = self.image_size, self.side
         batch = np.empty((len(indices), size, size, 3), dtype=np.uint8)
         rng = None if seed is None else np.random.default_rng(seed)
+        flipped = []
         for row, index in enumerate(indices):
             try:
-                picture = load_resized(self.paths[index], side)
+                picture = self.pictures[index]
             except DatasetError as error:
                 return error  # an exception that crosses a process boundary comes out as a traceback; a value doesn't
             if rng is None:
                 top = left = int(round((side - size) / 2))
             else:
                 top, left = rng.integers(0, side - size + 1, size=2)
-            crop = picture[top:top + size, left:left + size]
-            if rng is not None and rng.random() < 0.5:
-                crop = crop[:, ::-1]
-            batch[row] = crop
-        images = torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())
-        return images, torch.from_numpy(self.labels[list(indices)])
+                if rng.random() < 0.5:
+                    flipped.append(row)
+            batch[row] = picture[top:top + size, left:left + size]
+        images = torch.from_numpy(batch)
+        if flipped:
+            images[flipped] = images[flipped].flip(2)
+        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[list(indices)])
 
 
 class _Keys:
@@ -77,10 +79,10 @@ class _Keys:
         return len(self.keys)
 
 
-def _data_loader(samples, image_size, keys, workers, pin_memory, keep_workers):
+def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_workers):
     # A generator of its own: a DataLoader draws a number each time it starts, and must not take it from the generator
     # of the samplers, or the number of workers would change a run.
-    return DataLoader(_Batches(samples, image_size), sampler=keys, batch_size=None, num_workers=workers,
+    return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
                       generator=torch.Generator(), worker_init_fn=_leave_interruptions_to_the_main_process)
 
@@ -107,13 +109,15 @@ class TrainLoader:
         seed: of crops and flips.
         workers: loading processes; 0 loads in this one.
         pin_memory: put batches into page-locked memory, for a faster copy to an accelerator.
+        pictures: the resized pictures of ``dataset``, as ``open_pictures`` gives them; None decodes each time.
     """
 
-    def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False):
+    def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False, pictures=None):
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.keys = _Keys()
-        self.loader = _data_loader(dataset.samples, image_size, self.keys, workers, pin_memory, keep_workers=True)
+        self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
+                                   keep_workers=True)
 
     def __len__(self):
         return len(self.batch_sampler)
@@ -130,13 +134,18 @@ class TrainLoader:
 
 
 class EvaluationLoader:
-    """Every picture of ``dataset`` once, in order, centre crop: an iterable of (pictures, labels)."""
+    """Every picture of ``dataset`` once, in order, centre crop: an iterable of (pictures, labels).
 
-    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False):
+    Args: as in ``TrainLoader``. ``count`` is the number of pictures.
+    """
+
+    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None):
+        self.count = len(dataset)
         self.keys = _Keys()
         self.keys.keys = [(range(start, min(start + batch_size, len(dataset))), None)
                           for start in range(0, len(dataset), batch_size)]
-        self.loader = _data_loader(dataset.samples, image_size, self.keys, workers, pin_memory, keep_workers=False)
+        self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
+                                   keep_workers=False)
 
     def __len__(self):
         return len(self.keys)

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 
 from engine.errors import UsageError
-from model.compat import require_float32_products
+from model.compat import compile_network, keep_freed_memory, require_float32_products
 
-__all__ = ["resolve_device", "seed_everything"]
+__all__ = ["resolve_device", "prepare_device", "place", "compiled", "seed_everything"]
 
 
 def resolve_device(name):
@@ -36,6 +36,32 @@ def resolve_device(name):
             return torch.device(candidate), "the first accelerator that works"
         reasons.append("{}: {}".format(candidate, reason))
     return torch.device("cpu"), "no accelerator that works; " + ", ".join(reasons)
+
+
+def prepare_device(device):
+    """Set what makes the device fast and changes no figure beyond rounding."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # pictures are all of one size
+
+
+def place(network, device):
+    """Return ``network`` on ``device``, its convolutions in the memory format in which the pictures come."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def compiled(network):
+    """Let torch.compile make the forward pass of ``network``, in place.
+
+    Raises:
+        UsageError: there is no compiler, or it doesn't work here.
+    """
+    try:
+        compile_network(network)
+    except Exception as error:  # the compiler's own, of many types
+        raise UsageError("--compile doesn't work here ({}); leave it out".format(
+            (str(error) or type(error).__name__).strip().splitlines()[0])) from None
 
 
 def seed_everything(seed):

@@ -1,7 +1,7 @@
 """Errors that a user can mend: one line on the terminal, never a traceback."""
 import sys
 
-from dataset import DatasetError
+from dataset import BrokenPicturesError, DatasetError
 from engine.interruption import handled_interruptions, interrupted
 from model import WeightsError
 
@@ -25,6 +25,10 @@ def run_script(program, body):
         with handled_interruptions():
             body()
         return 0
+    except BrokenPicturesError as error:
+        summary, *pictures = str(error).splitlines()
+        print("\n  ".join(["{}: error: {}".format(program, summary)] + pictures), file=sys.stderr)
+        return EXIT_USAGE
     except (UsageError, DatasetError, WeightsError) as error:
         message, code = str(error), EXIT_USAGE
     except TrainingError as error:

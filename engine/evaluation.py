@@ -1,5 +1,6 @@
 """Embed a data set, measure Recall@K, print the figure that people publish."""
 import collections
+import contextlib
 
 import torch
 from tqdm import tqdm
@@ -17,18 +18,27 @@ Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relati
 COLLAPSED_SPREAD = 0.01
 
 
-def embed(network, loader, device, description="Embedding"):
-    """Return (embeddings N x d, labels N) of every picture in ``loader``, on ``device``; the mode is put back."""
+def embed(network, loader, device, description="Embedding", precision=None):
+    """Return (embeddings N x d, labels N) of every picture in ``loader``, on ``device``; the mode is put back.
+
+    Args:
+        precision: a ``Precision``; None for float32.
+    """
     was_training = network.training
     network.eval()
-    embeddings, labels = [], []
-    with torch.no_grad():
-        for images, batch_labels in tqdm(loader, desc=description, leave=False, disable=None):
-            embeddings.append(network(images.to(device, non_blocking=True)).float())
-            labels.append(batch_labels)
-            stop_if_interrupted()
+    embeddings, labels, done = None, torch.empty(loader.count, dtype=torch.int64), 0
+    # Written into place: a list of batches would hold all embeddings twice when it is put together.
+    for images, batch_labels in tqdm(loader, desc=description, leave=False, disable=None):
+        with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
+            batch = network(images.to(device, non_blocking=True))
+        if embeddings is None:
+            embeddings = torch.empty(loader.count, batch.shape[1], device=device)
+        embeddings[done:done + len(batch)] = batch
+        labels[done:done + len(batch)] = batch_labels
+        done += len(batch)
+        stop_if_interrupted()
     network.train(was_training)
-    return torch.cat(embeddings), torch.cat(labels).to(device)
+    return embeddings, labels.to(device)
 
 
 def relative_spread(embeddings):
@@ -40,13 +50,13 @@ def relative_spread(embeddings):
     return float((centred.pow(2).sum() / embeddings.pow(2).sum().clamp_min(1e-30)).sqrt())
 
 
-def measure(network, loader, ks, device, description="Embedding"):
+def measure(network, loader, ks, device, description="Embedding", precision=None):
     """Return the ``Measurement`` of a network on one split.
 
     Raises:
         TrainingError: an embedding is not finite.
     """
-    embeddings, labels = embed(network, loader, device, description)
+    embeddings, labels = embed(network, loader, device, description, precision)
     broken = int((~torch.isfinite(embeddings)).any(1).sum())
     if broken:
         raise TrainingError("{} of {} embeddings are not finite ({}); the weights of the last whole epoch stay as they "
@@ -55,17 +65,19 @@ def measure(network, loader, ks, device, description="Embedding"):
 
 
 @deferred_interruptions()
-def evaluate_splits(network, loaders, ks, device, epoch):
+def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
 
     Args:
         loaders: {split name: loader}, in the order of printing.
         ks: the Ks of Recall@K.
         epoch: for the printed lines.
+        precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
     """
     measurements = {}
     for split, loader in loaders.items():
-        measurement = measurements[split] = measure(network, loader, ks, device, "Embedding {} set".format(split))
+        measurement = measurements[split] = measure(network, loader, ks, device, "Embedding {} set".format(split),
+                                                     precision)
         for k, fraction in measurement.recalls.items():
             print("[Epoch {}] Recall@{}: [{:.4f}]".format(epoch, k, 100 * fraction), flush=True)
         if measurement.spread < COLLAPSED_SPREAD:

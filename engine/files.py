@@ -44,7 +44,8 @@ def append_line(path, line):
 
 def save_weights(path, network):
     """Write the bare state dict of ``network``, its tensors on the CPU."""
-    weights = collections.OrderedDict((name, value.detach().cpu()) for name, value in network.state_dict().items())
+    weights = collections.OrderedDict((name, value.detach().cpu().contiguous())
+                                      for name, value in network.state_dict().items())
     with replaced_file(path) as file:
         torch.save(weights, file)
 

@@ -24,15 +24,17 @@ def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
 
 
 @deferred_interruptions()
-def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, device, report):
-    """Train ``network`` for ``epochs`` epochs; evaluate and record before the first and after each.
+def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, device, report, precision, eval_every=1):
+    """Train ``network`` for ``epochs`` epochs; evaluate and record before the first and after each
+    ``eval_every``-th and the last.
 
     Args:
         step: (pictures, labels) on ``device`` -> {name: loss term}; their sum is minimised.
         loader: ``epoch(number)`` yields the batches of an epoch.
         evaluate: epoch number -> {split: Measurement}.
         record: a ``RunRecord``.
-        report: called after each epoch, to print the bests.
+        report: called after each evaluation, to print the bests.
+        precision: the ``Precision`` that the step runs in.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -42,14 +44,18 @@ def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, de
     for epoch in range(1, epochs + 1):
         lr = optimizer.param_groups[0]["lr"]
         started = time.perf_counter()
-        loss, terms, pictures = train_epoch(network, step, optimizer, loader, epoch, device)
+        loss, terms, pictures, waited = train_epoch(network, step, optimizer, loader, epoch, device, precision)
         seconds = time.perf_counter() - started
         schedule.step()
-        print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s".format(
-            epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), lr,
-            pictures / seconds, seconds), flush=True)
+        print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {:.1%} of it waiting for "
+              "pictures".format(
+                  epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), lr,
+                  pictures / seconds, seconds, waited / seconds), flush=True)
         figures = {"loss": loss, "terms": terms, "learning_rate": lr, "images_per_second": round(pictures / seconds, 2),
-                   "seconds": round(seconds, 3)}
+                   "seconds": round(seconds, 3), "waiting": round(waited / seconds, 4)}
+        if epoch % eval_every and epoch < epochs:
+            record.keep_unmeasured(epoch, network, figures)
+            continue
         record.keep(epoch, evaluate(epoch), network, figures)
         report()
         if record.final["test"] < FAILING_SHARE * untrained:
@@ -58,23 +64,37 @@ def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, de
                   flush=True)
 
 
-def train_epoch(network, step, optimizer, loader, epoch, device):
-    """Train on the batches of one epoch; return (mean loss, {name: mean of the term}, pictures seen).
+def train_epoch(network, step, optimizer, loader, epoch, device, precision):
+    """Train on the batches of one epoch.
+
+    Returns:
+        (mean loss, {name: mean of the term}, pictures seen, seconds spent waiting for pictures).
 
     Raises:
         TrainingError: a loss is not finite; the batch is named.
     """
     network.train()
     every = BATCHES_BETWEEN_CHECKS.get(device.type, BATCHES_BETWEEN_CHECKS_DEFAULT)
-    sums, pictures = None, 0
+    sums, pictures, waited = None, 0, 0.0
+    scaler = precision.scaler
     losses, first_unchecked = [], 1
-    bar = tqdm(loader.epoch(epoch), total=len(loader), desc="Epoch {}".format(epoch), leave=False, disable=None)
-    for number, (images, labels) in enumerate(bar, 1):
-        terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-        loss = sum(terms.values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    batches = iter(loader.epoch(epoch))
+    bar = tqdm(range(1, len(loader) + 1), desc="Epoch {}".format(epoch), leave=False, disable=None)
+    for number in bar:
+        asked = time.perf_counter()
+        images, labels = next(batches)
+        waited += time.perf_counter() - asked
+        with precision.autocast():
+            terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            loss = sum(terms.values())
+        optimizer.zero_grad(set_to_none=True)
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
 
         values = torch.stack([loss.detach()] + [term.detach() for term in terms.values()])
         sums = values if sums is None else sums + values
@@ -90,4 +110,4 @@ def train_epoch(network, step, optimizer, loader, epoch, device):
             losses, first_unchecked = [], number + 1
             bar.set_postfix(loss="{:.4f}".format(checked[-1]))
     means = (sums / len(loader)).tolist()
-    return means[0], dict(zip(terms, means[1:])), pictures
+    return means[0], dict(zip(terms, means[1:])), pictures, waited

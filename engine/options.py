@@ -4,6 +4,7 @@ import math
 
 from dataset import DATASETS, default_workers
 from engine.errors import EXIT_USAGE, UsageError
+from engine.precision import PRECISIONS
 from model import BACKBONES
 
 __all__ = ["new_parser", "add_data_options", "add_network_options", "add_pretrained_options", "add_batch_options",
@@ -96,6 +97,9 @@ def add_data_options(parser):
                        help="side of the crop that the network sees; pictures are resized to 8/7 of it first")
     group.add_argument("--workers", type=not_negative_int, default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
+    group.add_argument("--cache", default="auto", metavar="auto|off|DIR",
+                       help="keep the decoded and resized pictures on disk, 196 kB each at --image_size 224, so that "
+                            "each is decoded once; auto: in a hidden folder of --data, if it can be written")
 
 
 def add_network_options(parser, title, prefix=""):
@@ -130,6 +134,8 @@ def add_batch_options(parser):
 def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
     group = parser.add_argument_group("optimisation (Adam, weight decay 1e-5)")
     group.add_argument("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
+    group.add_argument("--eval_every", type=positive_int, default=1, metavar="N",
+                       help="measure after every N-th epoch, and after the last")
     group.add_argument("--lr", type=positive_float, default=lr, help="learning rate")
     group.add_argument("--lr_decay_epochs", type=positive_int, nargs="+", default=lr_decay_epochs, metavar="EPOCH",
                        help="after these epochs the rate is multiplied by --lr_decay_gamma")
@@ -141,8 +147,14 @@ def add_run_options(parser):
     group = parser.add_argument_group("run")
     group.add_argument("--recall", type=positive_int, nargs="+", default=[1], metavar="K",
                        help="Recall@K is printed for each K; the first one selects best.pth")
+    group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
     group.add_argument("--seed", type=not_negative_int, default=DEFAULT_SEED, help="of every random source")
     group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where networks run")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto",
+                       help="arithmetic of the networks in training; auto: bf16 where the device has it in hardware, "
+                            "else fp32. Losses are float32, and so is every measurement unless --mode eval is told "
+                            "otherwise")
+    group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", metavar="DIR",
                        help="keep best.pth, last.pth, config.json, log.jsonl and result.txt there; without it nothing "
                             "is kept")

@@ -51,7 +51,6 @@ class RunRecord:
             return
         if epoch == 0:
             self._take_over_directory()
-        save_weights(self._path(LAST), network)
         if improved:
             save_weights(self._path(BEST), network)
         line = {"epoch": epoch,
@@ -59,6 +58,15 @@ class RunRecord:
                            for split, measurement in measurements.items()},
                 "spread": {split: measurement.spread for split, measurement in measurements.items()}}
         line.update(figures or {})
+        self._keep(network, line)
+
+    def keep_unmeasured(self, epoch, network, figures):
+        """Write the weights of an epoch that was not evaluated, and its line in the log."""
+        if self.directory is not None:
+            self._keep(network, dict({"epoch": epoch}, **figures))
+
+    def _keep(self, network, line):
+        save_weights(self._path(LAST), network)
         append_line(self._path(LOG), json.dumps(line))
 
     def finish(self, lines):

@@ -2,20 +2,21 @@
 import collections
 import json
 
-from dataset import EvaluationLoader, TrainLoader
+from dataset import EvaluationLoader, TrainLoader, open_pictures, resized_size
 from engine.errors import UsageError
 from metric.batchsampler import NPairs
 
-__all__ = ["announce", "check_splits", "evaluation_loaders", "training_loader"]
+__all__ = ["announce", "check_splits", "resized_pictures", "evaluation_loaders", "training_loader"]
 
 SHOWN_CLASSES = 3
 
 
-def announce(args, device, why):
-    """Print the options, the seed and the device."""
+def announce(args, device, why, precision, precision_why):
+    """Print the options, the seed, the device and the precision of the networks."""
     print("Options: {}".format(json.dumps(vars(args), sort_keys=True)))
     print("Seed: {}".format(args.seed))
-    print("Device: {} ({})".format(device, why), flush=True)
+    print("Device: {} ({})".format(device, why))
+    print("Precision: {} ({})".format(precision.name, precision_why), flush=True)
 
 
 def check_splits(train_set, test_set, args, training, pairs_needed):
@@ -71,13 +72,30 @@ def _check_batch(train_set, args):
                              args.batch, len(counts), args.num_image_per_class, most))
 
 
-def training_loader(train_set, args, device):
+def resized_pictures(train_set, test_set, args):
+    """Return {split: its resized pictures}, decoded once where ``--cache`` allows; without those nobody asks for.
+
+    Raises:
+        DatasetError: pictures that can't be read.
+    """
+    splits = {"train": train_set, "test": test_set}
+    if args.no_train_recall and getattr(args, "mode", "train") == "eval":
+        del splits["train"]
+    return {split: open_pictures([path for path, _ in images.samples], resized_size(args.image_size), args.cache,
+                                 args.data, "{} set".format("training" if split == "train" else split))
+            for split, images in splits.items()}
+
+
+def training_loader(train_set, pictures, args, device):
     """Return the ``TrainLoader`` of class-balanced batches."""
     batches = NPairs(train_set, args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
-    return TrainLoader(train_set, batches, args.image_size, args.seed, args.workers, device.type != "cpu")
+    return TrainLoader(train_set, batches, args.image_size, args.seed, args.workers, device.type != "cpu",
+                       pictures["train"])
 
 
-def evaluation_loaders(train_set, test_set, args, device):
-    """Return {"train": loader, "test": loader}, both with the test transform."""
-    return {split: EvaluationLoader(images, args.batch, args.image_size, args.workers, device.type != "cpu")
-            for split, images in (("train", train_set), ("test", test_set))}
+def evaluation_loaders(train_set, test_set, pictures, args, device):
+    """Return {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second."""
+    splits = {"test": test_set} if args.no_train_recall else {"train": train_set, "test": test_set}
+    return {split: EvaluationLoader(images, args.batch, args.image_size, args.workers, device.type != "cpu",
+                                    pictures[split])
+            for split, images in splits.items()}

@@ -4,6 +4,8 @@ Vendors' builds lag behind: the BI-V100's first SDK carries torch 1.10.2 with to
 for a version.
 """
 import collections
+import contextlib
+import ctypes
 import importlib
 import os
 import pickle
@@ -14,7 +16,8 @@ import types
 import torch
 
 __all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors",
-           "require_float32_products", "TORCH_VERSION"]
+           "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "compile_network",
+           "keep_freed_memory", "TORCH_VERSION"]
 
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
@@ -83,6 +86,52 @@ def require_float32_products():
     """
     if TORCH_VERSION < (1, 12):
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def autocast(device_type, dtype):
+    """Return torch's autocast context for a device type."""
+    return torch.autocast(device_type, dtype=dtype)
+
+
+def autocast_off(device_type):
+    """Return a context in which autocast is off; where torch has none for the device type, it is off anyway."""
+    try:
+        return torch.autocast(device_type, enabled=False)
+    except (RuntimeError, ValueError, AssertionError):
+        return contextlib.nullcontext()
+
+
+def gradient_scaler(device_type):
+    """Return a GradScaler; torch before 2.3 has them for CUDA devices only."""
+    if hasattr(getattr(torch, "amp", None), "GradScaler"):
+        return torch.amp.GradScaler(device_type)
+    return torch.cuda.amp.GradScaler()
+
+
+def compile_network(network):
+    """Let torch.compile make the forward pass of ``network``, in place: its state dict keeps its names.
+
+    Raises:
+        RuntimeError: this torch has no compiler, or the compiler doesn't work here.
+    """
+    if not hasattr(torch, "compile"):
+        raise RuntimeError("torch {} has no torch.compile; it came with 2.0".format(torch.__version__))
+    device = next(network.parameters()).device
+    torch.compile(lambda x: (x * 2).relu() + 1)(torch.ones(8, device=device))  # finds a missing C++ compiler at once
+    network.forward = torch.compile(network.forward)
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next allocation instead of giving it back to the kernel.
+
+    A training step on the CPU frees and takes the same gigabytes again and again, and each page that the kernel hands
+    out anew is cleared first: a third of the time of a ResNet50's forward pass. The peak stays the same.
+    """
+    trim_threshold, mmap_threshold, largest = -1, -3, 2 ** 31 - 1
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, largest)
+        library.mallopt(trim_threshold, largest)
 
 
 class _TensorUnpickler(pickle.Unpickler):

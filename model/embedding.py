@@ -2,6 +2,8 @@
 import torch.nn as nn
 import torch.nn.functional as F
 
+from model.compat import autocast_off
+
 __all__ = ["LinearEmbedding"]
 
 
@@ -31,5 +33,7 @@ class LinearEmbedding(nn.Module):
         return stage1, stage2, stage3, stage4, pooled, self._embed(pooled)
 
     def _embed(self, pooled):
-        embeddings = self.linear(pooled)
+        # Embeddings are compared by small differences: under autocast the head still computes in its own precision.
+        with autocast_off(pooled.device.type):
+            embeddings = self.linear(pooled.to(self.linear.weight.dtype))
         return F.normalize(embeddings, p=2, dim=1) if self.normalize else embeddings

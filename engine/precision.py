@@ -1,0 +1,90 @@
+"""In which arithmetic the networks run. Losses and the measured recalls are float32 whatever is chosen here."""
+import contextlib
+
+import torch
+
+from engine.errors import UsageError
+from model.compat import autocast, gradient_scaler
+
+__all__ = ["PRECISIONS", "Precision", "resolve_precision"]
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Processor flags of bfloat16 products in hardware: AVX512-BF16, AMX, Arm's BF16 extension.
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+class Precision:
+    """A context to run networks in, and a scaler of their loss.
+
+    Args:
+        name: fp32, bf16 or fp16.
+        device: where the networks run.
+
+    Attributes:
+        scaler: a GradScaler with fp16, else None.
+    """
+
+    def __init__(self, name, device):
+        self.name = name
+        self.device = device
+        self.scaler = gradient_scaler(device.type) if name == "fp16" else None
+
+    def autocast(self):
+        """Return a context in which the layers that gain by it compute in the chosen precision."""
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        return autocast(self.device.type, TYPES[self.name])
+
+
+def resolve_precision(name, device, measuring_only=False):
+    """Return (``Precision``, why) for ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+
+    ``auto`` trains in bf16 where the device multiplies bf16 in hardware and torch has autocast for it, else in float32,
+    and measures in float32.
+
+    Raises:
+        UsageError: the device can't do it.
+    """
+    if name == "auto":
+        if measuring_only:
+            return Precision("fp32", device), "measurements are float32 unless told otherwise"
+        if _has_bf16(device) and _failure("bf16", device) is None:
+            return Precision("bf16", device), "the device has it in hardware"
+        return Precision("fp32", device), "no bf16 in hardware"
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16 is for accelerators; on a CPU take bf16 or fp32")
+    if name != "fp32":
+        reason = _failure(name, device)
+        if reason:
+            raise UsageError("--precision {} doesn't work on {} ({}); take fp32".format(name, device, reason))
+    return Precision(name, device), "as asked"
+
+
+def _has_bf16(device):
+    if device.type == "cpu":
+        return any(flag in _processor_flags() for flag in BF16_FLAGS)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported() and torch.cuda.get_device_capability(device) >= (8,)
+
+
+def _processor_flags():
+    """The flags of the first processor, as Linux lists them; none elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.split(":")[0].strip() in ("flags", "Features"):
+                    return line.split(":", 1)[1].split()
+    except OSError:
+        pass
+    return []
+
+
+def _failure(name, device):
+    """Return None if a small network runs forward and backward in that precision, else the reason in one line."""
+    try:
+        layer = torch.nn.Conv2d(3, 4, 3).to(device)
+        with autocast(device.type, TYPES[name]):
+            layer(torch.ones(1, 3, 8, 8, device=device)).float().sum().backward()
+        return None
+    except Exception as error:  # of a dozen types, by version and vendor
+        return (str(error) or type(error).__name__).strip().splitlines()[0]
