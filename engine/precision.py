@@ -2,6 +2,7 @@
 import contextlib
 
 import torch
+import torch.nn as nn
 
 from engine.errors import UsageError
 from model.compat import autocast, gradient_scaler
@@ -80,11 +81,15 @@ def _processor_flags():
 
 
 def _failure(name, device):
-    """Return None if a small network runs forward and backward in that precision, else the reason in one line."""
+    """Return None if a small network trains and measures in that precision, else the reason in one line."""
     try:
-        layer = torch.nn.Conv2d(3, 4, 3).to(device)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+                                nn.AdaptiveAvgPool2d(1)).to(device, memory_format=torch.channels_last)
+        images = torch.ones(2, 3, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
         with autocast(device.type, TYPES[name]):
-            layer(torch.ones(1, 3, 8, 8, device=device)).float().sum().backward()
+            network(images).float().sum().backward()
+            with torch.no_grad():  # a teacher; torch 1.10 has the training half only
+                network.eval().requires_grad_(False)(images)
         return None
     except Exception as error:  # of a dozen types, by version and vendor
         return (str(error) or type(error).__name__).strip().splitlines()[0]
