@@ -88,8 +88,8 @@ def _failure(name, device):
         images = torch.ones(2, 3, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
         with autocast(device.type, TYPES[name]):
             network(images).float().sum().backward()
-            with torch.no_grad():  # a teacher; torch 1.10 has the training half only
-                network.eval().requires_grad_(False)(images)
+            with torch.no_grad():  # a teacher with folded BatchNorm; torch 1.10 has the training half only
+                nn.Sequential(network[0], *network[2:])(images)
         return None
     except Exception as error:  # of a dozen types, by version and vendor
         return (str(error) or type(error).__name__).strip().splitlines()[0]
