@@ -6,6 +6,7 @@ renamed when whole: runs, ranks and loading processes on one machine share it.
 """
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -175,7 +176,8 @@ def _make(decoded, path, description):
                 problems[index] = str(error)
                 continue
             # Written and not mapped: a full disk is then an error, and not the end of the process.
-            os.pwrite(file.fileno(), picture.tobytes(), index * size)
+            if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     try:
         with open(aside, "wb") as file, concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:

@@ -2,6 +2,10 @@
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +13,9 @@ import pytest
 import run
 from conftest import make_pictures, options_for
 from dataset import BrokenPicturesError, DatasetError, FolderMetric, cache, load_resized, open_pictures
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def paths_of(root):
@@ -80,11 +87,13 @@ def test_no_room_is_one_line(pictures, tmp_path, capsys, monkeypatch):
     assert out.startswith("Cache: none for the pictures") and len(out.splitlines()) == 1
 
 
-def test_a_disk_that_fills_up_meanwhile_is_one_line(pictures, tmp_path, capsys, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
+def _full(*args):
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "pwrite", full)
+
+@pytest.mark.parametrize("write", [_full, lambda file, data, offset: len(data) // 2])
+def test_a_disk_that_fills_up_meanwhile_is_one_line(pictures, tmp_path, capsys, monkeypatch, write):
+    monkeypatch.setattr(cache.os, "pwrite", write)
     assert isinstance(open_pictures(paths_of(pictures), 37, str(tmp_path)), cache.DecodedPictures)
     assert "No space left" in capsys.readouterr().out
     assert [name for name in os.listdir(str(tmp_path)) if not name.endswith(".lock")] == []
@@ -94,6 +103,24 @@ def test_a_folder_that_can_not_be_made(pictures, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="--cache .*file.* can't be written"):
         open_pictures(paths_of(pictures), 37, str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
+def test_an_interruption_leaves_nothing(tmp_path):
+    data = make_pictures(tmp_path / "set", classes=4, pictures=40, size=(600, 500))
+    command = [sys.executable, os.path.join(ROOT, "run.py")] + options_for(data, "--image_size", "224", "--cache",
+                                                                            str(tmp_path / "cache"))
+    # A shell's background job ignores SIGINT, and so would its children.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    until = time.time() + 60
+    while not list(tmp_path.glob("cache/*" + cache.ASIDE)):
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and len(errors.decode().strip().splitlines()) == 1
+    assert [name for name in os.listdir(str(tmp_path / "cache")) if not name.endswith(".lock")] == []
 
 
 def _first_pixel(arguments):
