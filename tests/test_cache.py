@@ -107,7 +107,7 @@ def test_a_folder_that_can_not_be_made(pictures, tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_an_interruption_leaves_nothing(tmp_path):
-    data = make_pictures(tmp_path / "set", classes=4, pictures=40, size=(600, 500))
+    data = make_pictures(tmp_path / "set", pictures=16, size=(600, 500))
     command = [sys.executable, os.path.join(ROOT, "run.py")] + options_for(data, "--image_size", "224", "--cache",
                                                                             str(tmp_path / "cache"))
     # A shell's background job ignores SIGINT, and so would its children.
