@@ -116,7 +116,7 @@ def open_pictures(paths, side, where="auto", beside=".", description="pictures")
             return CachedPictures(path, len(paths), side)
         except OSError as error:
             reason = "{}: {}".format(folder, error.strerror or error)
-            if not automatic and not os.access(folder, os.W_OK):
+            if not automatic and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
                 raise DatasetError("--cache {}: can't be written to ({})".format(folder, error.strerror)) from None
     print("Cache: none for the {} ({}); they are decoded each time; --cache DIR takes another disk".format(
         description, reason), flush=True)

@@ -57,26 +57,32 @@ class _Gallery:
         order = labels.argsort()
         self.labels = labels[order]
         self.exact_rows = embeddings[order]
-        # Distances don't change with the origin; near the mean, products keep most digits.
-        self.rows = self.exact_rows - embeddings.mean(0, keepdim=True)
-        self.squares = self.rows.pow(2).sum(1)
-        dimension = embeddings.shape[1]
+        # Distances don't change with the origin; amid the embeddings, products keep most digits. One of them it is and
+        # not their mean, which a single one that lies far out would draw away.
+        offset = self.exact_rows - embeddings.mean(0, keepdim=True)
+        centre = self.exact_rows[offset.pow_(2).sum(1).argmin()]
+        self.rows = torch.sub(self.exact_rows, centre, out=offset)
+        squares = self.rows.pow(2).sum(1)
         # Each of the three sums of d products in a squared distance is off by at most d u times the lengths (u: half a
-        # unit in the last place); the rest is for the shift, the additions and the lengths themselves.
-        lengths = self.squares.sqrt()
-        relative = (dimension + 16) * torch.finfo(embeddings.dtype).eps / 2
-        # Never 0, or equal embeddings would not be within the error of each other.
-        self.error = (relative * (lengths + lengths.max()).pow(2)).clamp(min=torch.finfo(embeddings.dtype).tiny)
+        # unit in the last place); 16 u more are for the shift, the additions and the lengths themselves. In all that is
+        # (d + 16) u (|q| + |g|)^2 or less, and so the sum of what each of the two brings along:
+        self.margin = squares * ((embeddings.shape[1] + 16) * torch.finfo(embeddings.dtype).eps)
+        self.squares = squares + self.margin
 
     def __len__(self):
         return len(self.rows)
 
-    def distances(self, queries, columns, out=None):
-        """Squared distances of `queries` (a slice or indices) to `columns` (a slice)."""
+    def upper_bounds(self, queries, columns, out=None):
+        """Of the squared distances of `queries` (a slice or indices) to `columns` (a slice)."""
         rows, others = self.rows[queries], self.rows[columns]
         distance = torch.addmm(self.squares[columns].unsqueeze(0), rows, others.t(), alpha=-2,
                                **({} if out is None else {"out": out}))
         return distance.add_(self.squares[queries].unsqueeze(1))
+
+    def lower_bounds_(self, upper_bounds, queries, columns):
+        """Turn upper bounds into lower ones, in place."""
+        upper_bounds.sub_(self.margin[columns].unsqueeze(0), alpha=2)
+        return upper_bounds.sub_(self.margin[queries].unsqueeze(1), alpha=2)
 
     def same_label(self, queries, columns):
         """Which of `columns` have the label of each of `queries` (itself included)."""
@@ -96,9 +102,9 @@ class _Gallery:
 
 
 def _nearest_positive(gallery, side):
-    """Squared distance of each query to its nearest positive, within `gallery.error`; infinite where there is none."""
+    """Bounds of the squared distance of each query to its nearest positive: lowest, highest; infinite without one."""
     n = len(gallery)
-    nearest = torch.full_like(gallery.squares, math.inf)
+    lowest, highest = (torch.full_like(gallery.squares, math.inf) for _ in range(2))
     # Sorted by label: the positives of a block of queries lie between the first of its first label and the last of
     # its last one.
     change = torch.ones(n, dtype=torch.bool, device=gallery.labels.device)
@@ -111,17 +117,19 @@ def _nearest_positive(gallery, side):
         begin, end = first[class_of[rows.start]].item(), last[class_of[rows.stop - 1]].item()
         for left in range(begin, end, side):
             columns = slice(left, min(left + side, end))
-            distance = gallery.distances(rows, columns)
+            distance = gallery.upper_bounds(rows, columns)
             distance.masked_fill_(~gallery.same_label(rows, columns), math.inf)
             distance.diagonal(rows.start - columns.start).fill_(math.inf)  # the query itself
-            nearest[rows] = torch.minimum(nearest[rows], distance.min(1)[0])
-    return nearest
+            highest[rows] = torch.minimum(highest[rows], distance.min(1)[0])
+            gallery.lower_bounds_(distance, rows, columns)
+            lowest[rows] = torch.minimum(lowest[rows], distance.min(1)[0])
+    return lowest, highest
 
 
-def _count_closer(gallery, thresholds, side):
-    """For each vector t of `thresholds`: how many negatives of each query q are closer than t_q."""
+def _count_closer(gallery, lowest, highest, side):
+    """How many negatives are for certain, and how many perhaps, at least as close as the nearest positive."""
     n = len(gallery)
-    counts = [torch.zeros(n, dtype=torch.int64, device=gallery.rows.device) for _ in thresholds]
+    surely, perhaps = (torch.zeros(n, dtype=torch.int64, device=gallery.rows.device) for _ in range(2))
     space = torch.empty(2, side * side, dtype=gallery.rows.dtype, device=gallery.rows.device)
     for top in range(0, n, side):
         rows = slice(top, min(top + side, n))
@@ -129,25 +137,27 @@ def _count_closer(gallery, thresholds, side):
             columns = slice(left, min(left + side, n))
             shape = rows.stop - rows.start, columns.stop - columns.start
             distance, closer = (part[:shape[0] * shape[1]].view(shape) for part in space)
-            gallery.distances(rows, columns, out=distance)
+            gallery.upper_bounds(rows, columns, out=distance)
             if gallery.labels[rows.stop - 1] >= gallery.labels[left]:  # sorted: else no label is in both
                 distance.masked_fill_(gallery.same_label(rows, columns), math.nan)  # never closer than anything
-            for threshold, count in zip(thresholds, counts):
+            for compare, threshold, count in ((torch.lt, lowest, surely), (torch.le, highest, perhaps)):
                 # The outcome as numbers, not as bits: adding those up is ten times as fast.
-                torch.lt(distance, threshold[rows].unsqueeze(1), out=closer)
+                compare(distance, threshold[rows].unsqueeze(1), out=closer)
                 count[rows] += closer.sum(1).long()
                 if left > top:
-                    torch.lt(distance, threshold[columns].unsqueeze(0), out=closer)
+                    compare(distance, threshold[columns].unsqueeze(0), out=closer)
                     count[columns] += closer.sum(0).long()
-    return counts
+                if count is surely:
+                    gallery.lower_bounds_(distance, rows, columns)
+    return surely, perhaps
 
 
 def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
     """Settle some queries in float64: negatives that are at least as close as the nearest positive.
 
     Args:
-        queries: indices. lowest, highest, closer: of those queries; negatives below `lowest` are closer for certain,
-            `closer` of them, those from `highest` on are not.
+        queries: indices. lowest, highest, closer: of those queries, the bounds of their nearest positives and the
+            number of negatives that are closer for certain.
         enough: a count that need not be exceeded.
 
     Returns:
@@ -160,7 +170,8 @@ def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
         positive = gallery.same_label(queries, columns)
         if not positive.any():
             continue
-        positive &= gallery.distances(queries, columns) < highest.unsqueeze(1)
+        distance = gallery.lower_bounds_(gallery.upper_bounds(queries, columns), queries, columns)
+        positive &= distance <= highest.unsqueeze(1)
         row, column = positive.nonzero().unbind(1)
         other = column + left
         row, other = row[other != queries[row]], other[other != queries[row]]
@@ -178,9 +189,9 @@ def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
     while left < n and len(open_rows):
         columns = slice(left, min(left + width, n))
         index = queries[open_rows]
-        distance = gallery.distances(index, columns)
-        unclear = ((distance >= lowest[open_rows].unsqueeze(1)) & (distance < highest[open_rows].unsqueeze(1))
-                   & ~gallery.same_label(index, columns))
+        distance = gallery.upper_bounds(index, columns)
+        unclear = ~gallery.same_label(index, columns) & (distance >= lowest[open_rows].unsqueeze(1))
+        unclear &= gallery.lower_bounds_(distance, index, columns) <= highest[open_rows].unsqueeze(1)
         row, column = unclear.nonzero().unbind(1)
         closer_still = gallery.exact(index[row], column + left) <= nearest[open_rows[row].cpu()]
         counts.index_add_(0, open_rows[row], closer_still.to(counts.device).long())
@@ -234,11 +245,9 @@ def recall(embeddings, labels, K=(1,), block_size=None):
     side = min(block_size, n)
 
     gallery = _Gallery(_scaled(embeddings), labels)
-    nearest = _nearest_positive(gallery, side)
-    # Two distances are compared, each off by the error at most. Without a positive both limits are infinite: all
-    # negatives are closer, n - 1 of them, a miss at every K allowed.
-    lowest, highest = nearest - 2 * gallery.error, nearest + 2 * gallery.error
-    surely_closer, perhaps_closer = _count_closer(gallery, (lowest, highest), side)
+    # Without a positive both are infinite: all negatives are closer, n - 1 of them, a miss at every K allowed.
+    lowest, highest = _nearest_positive(gallery, side)
+    surely_closer, perhaps_closer = _count_closer(gallery, lowest, highest, side)
 
     undecided = torch.zeros_like(surely_closer, dtype=torch.bool)
     for k in ks:

@@ -101,8 +101,9 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(pictures, tmp_path, capsys, 
 
 def test_a_folder_that_can_not_be_made(pictures, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="--cache .*file.* can't be written"):
-        open_pictures(paths_of(pictures), 37, str(tmp_path / "file" / "cache"))
+    for folder in (tmp_path / "file" / "cache", tmp_path / "file"):
+        with pytest.raises(DatasetError, match="--cache .*file.* can't be written"):
+            open_pictures(paths_of(pictures), 37, str(folder))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")

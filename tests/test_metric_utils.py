@@ -167,6 +167,19 @@ def test_recall_in_float32_is_that_of_float64(offset, spread, scale):
     assert recall(embeddings, labels, ks) == pytest.approx(expected, abs=1e-12)
 
 
+def test_recall_with_one_embedding_far_out_leaves_the_others_decided(monkeypatch):
+    embeddings, labels = random_matrix(300, 6, dtype=torch.float32), torch.arange(300) % 7
+    expected = recall(embeddings[1:], labels[1:], [1, 5])
+    settled = []
+    exact = retrieval._exact_counts
+    monkeypatch.setattr(retrieval, "_exact_counts",
+                        lambda gallery, queries, *args: settled.extend(queries) or exact(gallery, queries, *args))
+    embeddings[0] *= 1e4
+    found = recall(embeddings, labels, [1, 5])
+    assert [value * 300 for value in found] == pytest.approx([value * 299 for value in expected], abs=1.5)
+    assert len(settled) < 30
+
+
 def test_recall_settles_queries_in_float64_when_the_bound_is_hopeless(monkeypatch):
     # With a bound of 1e5 times the true one every query is undecided, and the answer must still be the same.
     embeddings, labels = random_matrix(120, 6, dtype=torch.float32), torch.arange(120) % 7
@@ -176,7 +189,8 @@ def test_recall_settles_queries_in_float64_when_the_bound_is_hopeless(monkeypatc
 
     def worse(self, *args):
         finish(self, *args)
-        self.error *= 1e5
+        self.margin *= 1e5
+        self.squares += self.margin
 
     def observed(gallery, queries, *args):
         settled.extend(queries.tolist())
