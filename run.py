@@ -17,19 +17,21 @@ import sys
 import dataset
 from engine import options
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
-from engine.device import compiled, place, prepare_device, resolve_device, seed_everything
+from engine.device import compiled, place
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
+from engine.files import held_directory
 from engine.loop import fit, make_optimizer
-from engine.precision import resolve_precision
 from engine.record import RunRecord
-from engine.session import announce, check_splits, evaluation_loaders, resized_pictures, training_loader
+from engine.resume import saved_run
+from engine.session import check_splits, evaluation_loaders, open_splits, start, training_loader
+from engine.state import Training
 from metric import loss as losses
 from metric import pairsampler
 
 LOSSES = {"l1_triplet": losses.L1Triplet, "l2_triplet": losses.L2Triplet, "contrastive": losses.ContrastiveLoss}
 TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
-                 "epochs", "eval_every", "iter_per_epoch", "save_dir")
+                 "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every", "overwrite")
 
 
 def build_parser():
@@ -52,54 +54,74 @@ def build_parser():
     return parser
 
 
-def run(args, stated):
+def measure(args, stated):
     options.check_shared(args, stated)
-    if args.mode == "eval":
-        options.refuse_idle(stated, TRAINING_ONLY, "with --mode eval")
-    else:
-        options.check_batches(args, pairs_needed=True)
+    options.refuse_idle(stated, TRAINING_ONLY, "with --mode eval")
     checkpoint = read_checkpoint(args.load) if args.load else None
     if checkpoint:
         adopt_network(args, stated, checkpoint)
-        if args.mode == "eval":
-            adopt_data(args, stated, checkpoint)
+        adopt_data(args, stated, checkpoint)
     options.check_download(args)
-    record = RunRecord(args.save_dir, args.recall[0], "run.py", vars(args), inputs=[args.load])
-    device, why = resolve_device(args.device)
-    prepare_device(device)
-    precision, precision_why = resolve_precision(args.precision, device, measuring_only=args.mode == "eval")
-    seed_everything(args.seed)
-    announce(args, device, why, precision, precision_why)
+    device, precision = start(args)
 
-    train_set, test_set = dataset.load_splits(args.dataset, args.data, args.download)
-    training = args.mode == "train"
-    check_splits(train_set, test_set, args, training, pairs_needed=training)
+    splits = dataset.load_splits(args.dataset, args.data, args.download)
+    check_splits(*splits, args, training=False)
     network = build_network(vars(args), checkpoint, args.pretrained, zero_init_residual=args.zero_init_residual)
     network = place(network, device)
     print("Network: {}".format(describe(vars(args))), flush=True)
     if args.compile:
         compiled(network)
-    pictures = resized_pictures(train_set, test_set, args)
+    *splits, pictures, _ = open_splits(*splits, args, training=False)
+    loaders = evaluation_loaders(*splits, pictures, args, device)
+    evaluate_splits(network, loaders, args.recall, device, 0, precision)
+
+
+def train(args, stated):
+    saved = saved_run(args, stated, "run.py")
+    options.check_shared(args, stated)
+    options.check_batches(args, pairs_needed=True)
+    checkpoint = read_checkpoint(args.load) if args.load and not saved else None
+    if checkpoint:
+        adopt_network(args, stated, checkpoint)
+    options.check_download(args)
+    record = RunRecord("run.py", args, saved, inputs=["load"])
+    device, precision = start(args)
+
+    splits = dataset.load_splits(args.dataset, args.data, args.download)
+    check_splits(*splits, args, pairs_needed=True)
+    network = build_network(vars(args), checkpoint, "none" if saved else args.pretrained,
+                            zero_init_residual=args.zero_init_residual)
+    network = place(network, device)
+    print("Network: {}".format(describe(vars(args))), flush=True)
+    if args.compile:
+        compiled(network)
+    train_set, test_set, pictures, skipped = open_splits(*splits, args, pairs_needed=True)
+    record.take_data(train_set, test_set, skipped)
     loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
-    if args.mode == "eval":
-        evaluate_splits(network, loaders, args.recall, device, 0, precision)
-        return
-
-    def evaluate(epoch):
-        return evaluate_splits(network, loaders, args.recall, device, epoch)
-
     criterion = LOSSES[args.loss](margin=args.margin, sampler=pairsampler.SAMPLERS[args.sample]())
 
     def step(images, labels):
         return {args.loss: criterion(network(images), labels)}
 
+    def evaluate(epoch):
+        return evaluate_splits(network, loaders, args.recall, device, epoch)
+
     def report():
         print("Best Recall@{}: {:.4f}".format(record.k, record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    fit(network, step, optimizer, schedule, training_loader(train_set, pictures, args, device), evaluate, record,
-        args.epochs, device, report, precision, args.eval_every)
+    fit(Training(network, optimizer, schedule, precision, device), step,
+        training_loader(train_set, pictures, args, device), evaluate, record, report, args.epochs, args.eval_every,
+        args.checkpoint_every)
     record.finish({"Best": record.best["test"], "Final": record.final["test"]})
+
+
+def run(args, stated):
+    if args.mode == "eval":
+        measure(args, stated)
+    else:
+        with held_directory(args.save_dir):
+            train(args, stated)
 
 
 def main(argv=None):

@@ -17,13 +17,15 @@ import torch
 import dataset
 from engine import options
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
-from engine.device import compiled, place, prepare_device, resolve_device, seed_everything
+from engine.device import compiled, place
 from engine.errors import UsageError, run_script
 from engine.evaluation import evaluate_splits
+from engine.files import held_directory
 from engine.loop import fit, make_optimizer
-from engine.precision import resolve_precision
 from engine.record import RunRecord
-from engine.session import announce, check_splits, evaluation_loaders, resized_pictures, training_loader
+from engine.resume import saved_run
+from engine.session import check_splits, evaluation_loaders, open_splits, start, training_loader
+from engine.state import Training
 from metric import loss as losses
 from metric import pairsampler
 from model import fused
@@ -38,7 +40,7 @@ def build_parser():
     group.add_argument("--load", metavar="PATH", help="weights of a whole student to start from")
     options.add_pretrained_options(group)
     group = options.add_network_options(parser, "teacher (frozen, in evaluation mode)", "teacher_")
-    group.add_argument("--teacher_load", metavar="PATH", required=True,
+    group.add_argument("--teacher_load", metavar="PATH",
                        help="weights of the teacher; what you don't state of it, and of the data, is taken from the "
                             "config.json beside it")
     options.add_data_options(parser)
@@ -91,9 +93,12 @@ def build_step(student, teacher, terms):
     return step
 
 
-def run(args, stated):
-    options.check_shared(args, stated)
-    terms = build_terms(args)
+def check_terms(args, stated, terms):
+    """Refuse options of the loss terms that don't fit together.
+
+    Raises:
+        UsageError
+    """
     options.check_batches(args, pairs_needed="triplet" in terms)
     if not terms:
         raise UsageError("all loss ratios are 0: give at least one of {}, for example --dist_ratio 1 --angle_ratio 2"
@@ -101,33 +106,41 @@ def run(args, stated):
     for name, idle in OPTIONS_OF_RATIO.items():
         if name not in terms:
             options.refuse_idle(stated, idle, "with --{}_ratio 0".format(name))
+
+
+def train(args, stated):
+    saved = saved_run(args, stated, "run_distill.py")
+    options.check_shared(args, stated)
+    terms = build_terms(args)
+    check_terms(args, stated, terms)
+    if args.teacher_load is None:
+        raise UsageError("--teacher_load is missing: the weights of the teacher, a best.pth of run.py")
     teacher_checkpoint = read_checkpoint(args.teacher_load)
     adopt_network(args, stated, teacher_checkpoint, "teacher_")
-    adopt_data(args, stated, teacher_checkpoint)
+    if not saved:
+        adopt_data(args, stated, teacher_checkpoint)
     options.check_download(args)
-    checkpoint = read_checkpoint(args.load) if args.load else None
+    checkpoint = read_checkpoint(args.load) if args.load and not saved else None
     if checkpoint:
         adopt_network(args, stated, checkpoint)
-    record = RunRecord(args.save_dir, args.recall[0], "run_distill.py", vars(args),
-                       inputs=[args.teacher_load, args.load])
-    device, why = resolve_device(args.device)
-    prepare_device(device)
-    precision, precision_why = resolve_precision(args.precision, device)
-    seed_everything(args.seed)
-    announce(args, device, why, precision, precision_why)
+    record = RunRecord("run_distill.py", args, saved, inputs=["teacher_load", "load"])
+    device, precision = start(args)
 
-    train_set, test_set = dataset.load_splits(args.dataset, args.data, args.download)
-    check_splits(train_set, test_set, args, training=True, pairs_needed="triplet" in terms)
-    student = build_network(vars(args), checkpoint, args.pretrained, zero_init_residual=args.zero_init_residual)
+    splits = dataset.load_splits(args.dataset, args.data, args.download)
+    check_splits(*splits, args, pairs_needed="triplet" in terms)
+    student = build_network(vars(args), checkpoint, "none" if saved else args.pretrained,
+                            zero_init_residual=args.zero_init_residual)
     student = place(student, device)
     teacher_options = {name: vars(args)["teacher_" + name] for name in ("base", "embedding_size", "l2normalize")}
     teacher = place(build_network(teacher_options, teacher_checkpoint), device)
     print("Teacher: {}".format(describe(teacher_options)))
     print("Student: {}".format(describe(vars(args))), flush=True)
-    pictures = resized_pictures(train_set, test_set, args)
+    train_set, test_set, pictures, skipped = open_splits(*splits, args, pairs_needed="triplet" in terms)
+    record.take_data(train_set, test_set, skipped)
     loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
 
-    evaluate_splits(teacher, loaders, args.recall, device, 0)
+    if not saved:
+        evaluate_splits(teacher, loaders, args.recall, device, 0)
     teacher = place(fused(teacher), device)
     if args.compile:
         compiled(teacher)
@@ -142,11 +155,16 @@ def run(args, stated):
         print("Best Eval Recall: {:.4f}".format(record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(student.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    fit(student, build_step(student, teacher, terms), optimizer, schedule,
-        training_loader(train_set, pictures, args, device), evaluate, record, args.epochs, device, report, precision,
-        args.eval_every)
+    fit(Training(student, optimizer, schedule, precision, device), build_step(student, teacher, terms),
+        training_loader(train_set, pictures, args, device), evaluate, record, report, args.epochs, args.eval_every,
+        args.checkpoint_every)
     result = {"Best Train": record.best["train"]} if "train" in record.best else {}
     record.finish(dict(result, **{"Best Test": record.best["test"], "Final": record.final["test"]}))
+
+
+def run(args, stated):
+    with held_directory(args.save_dir):
+        train(args, stated)
 
 
 def main(argv=None):

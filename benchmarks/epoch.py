@@ -12,6 +12,7 @@ from dataset import EvaluationLoader, ImageSet, TrainLoader, default_workers, lo
 from engine.device import place, prepare_device
 from engine.evaluation import evaluate_splits
 from engine.loop import make_optimizer, train_epoch
+from engine.state import Progress, Training
 from engine.precision import resolve_precision
 from metric.batchsampler import NPairs
 from metric.loss import RKdAngle, RkdDistance
@@ -67,7 +68,7 @@ def our_epoch(args, device, precision_name):
     backbones = [build_backbone(name) for name in ("resnet18", "resnet50")]
     student = place(LinearEmbedding(backbones[0], 512, 64, False), device)
     teacher = place(fused(LinearEmbedding(backbones[1], 2048, 512, True)), device)
-    optimizer, _ = make_optimizer(student.parameters(), 1e-4, [40], 0.1)
+    training = Training(student, *make_optimizer(student.parameters(), 1e-4, [40], 0.1), precision, device)
     distance, angle = RkdDistance(), RKdAngle()
 
     def step(images, labels):
@@ -77,7 +78,7 @@ def our_epoch(args, device, precision_name):
         return {"dist": distance(e, target), "angle": 2 * angle(e, target)}
 
     def run():
-        train_epoch(student, step, optimizer, loader, 1, device, precision)
+        train_epoch(training, step, loader, Progress(1))
         evaluate_splits(student, evaluations, [1], device, 1)
     return run,
 

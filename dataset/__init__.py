@@ -1,13 +1,15 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
-from dataset.base import DatasetError, ImageSet
+from dataset.base import DatasetError, ImageSet, usable_cores
 from dataset.cache import BrokenPicturesError, load_resized, open_pictures
 from dataset.cub200 import CUB2011Metric
 from dataset.folder import FolderMetric, SyntheticBirdsMetric
+from dataset.locking import locked
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 
 __all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
            "SyntheticBirdsMetric", "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size",
-           "open_pictures", "load_splits"]
+           "open_pictures", "load_splits", "locked",
+           "usable_cores"]
 
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
 

@@ -1,12 +1,20 @@
 """What every data set here is: pictures, one class each, in the way torchvision's ImageFolder shows them."""
+import hashlib
 import os
 
+import numpy as np
 from PIL import Image
 
 __all__ = ["DatasetError", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images", "open_image",
            "split_of_class_folders", "usable_cores"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+_ORIENTATION_TAG = 0x0112
+# What puts a picture upright, by its EXIF orientation.
+_ORIENTATIONS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
+                 6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
 
 
 class DatasetError(Exception):
@@ -41,6 +49,21 @@ class ImageSet:
     def imgs(self):
         return self.samples
 
+    def without(self, indices):
+        """Return the set without these pictures; a class of which none is left goes, too. Labels stay."""
+        left_out = set(indices)
+        samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
+        labels = {label for _, label in samples}
+        return ImageSet(samples, {name: label for name, label in self.class_to_idx.items() if label in labels},
+                        self.transform, self.target_transform)
+
+    def fingerprint(self, root):
+        """Return a digest of which pictures these are, by their paths below ``root`` and their labels."""
+        digest = hashlib.sha256()
+        for path, label in self.samples:
+            digest.update("{}\0{}\n".format(os.path.relpath(path, root), label).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
     def __len__(self):
         return len(self.samples)
 
@@ -55,17 +78,45 @@ class ImageSet:
 
 
 def open_image(path):
-    """Return the picture at ``path``, decoded, as an RGB PIL image.
+    """Return the picture at ``path``, decoded, as an upright RGB PIL image of 8 bits.
+
+    What is transparent is laid on white; 16-bit grey is scaled to 8 bits; of several frames the first is taken; a
+    camera's note on how it was held (EXIF orientation) is followed.
 
     Raises:
         DatasetError: no such file, or no picture that Pillow can decode.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            turned = _ORIENTATIONS.get(_orientation(image))
+            image = _as_rgb(image)
+            return image if turned is None else image.transpose(turned)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for a broken picture
         reason = (str(error) or type(error).__name__).splitlines()[0].replace(" " + repr(path), "")
         raise DatasetError("{}: a picture that can't be read ({}); mend or remove it".format(path, reason)) from None
+
+
+def _orientation(image):
+    """Return the EXIF orientation, or None; a note that can't be read is no reason to refuse the picture."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # struct.error, SyntaxError, ValueError ... by version and damage
+        return None
+
+
+def _as_rgb(image):
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("32 bits a channel; convert it to 8 or 16")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point values; convert it to 8 bits a channel")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def list_classes(directory):

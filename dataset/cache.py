@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -18,16 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset.base import DatasetError, open_image, usable_cores
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; two runs that start together then each write an array of their own
-    fcntl = None
+from dataset.locking import locked
 
 __all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_resized", "open_pictures"]
 
 FOLDER = ".rkd-cache"
-SUFFIX, ASIDE = ".uint8", ".tmp"
+SUFFIX, ASIDE, PROBLEMS = ".uint8", ".tmp", ".broken"
+VERSION = 2  # of what pixels are made of a file
 # What an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
 CHUNK = 32
@@ -43,10 +41,15 @@ def load_resized(path, side):
 
 
 class DecodedPictures:
-    """Resized pictures, decoded each time: ``[index]`` gives side x side x 3, uint8."""
+    """Resized pictures, decoded each time: ``[index]`` gives side x side x 3, uint8.
 
-    def __init__(self, paths, side):
-        self.paths = paths
+    Attributes:
+        skipped: {index among all pictures: why it was left out}; ``[]`` counts the others.
+    """
+
+    def __init__(self, paths, side, skipped=None):
+        self.skipped = skipped or {}
+        self.paths = [path for index, path in enumerate(paths) if index not in self.skipped]
         self.side = side
 
     def __getitem__(self, index):
@@ -56,24 +59,30 @@ class DecodedPictures:
 class CachedPictures:
     """Resized pictures out of a whole file of them: ``[index]`` gives side x side x 3, uint8, not to be written to.
 
-    Pickled, it takes the name of its file along, not the pictures.
+    Pickled, it takes the name of its file along, not the pictures. ``skipped`` as in ``DecodedPictures``.
     """
 
-    def __init__(self, path, count, side):
+    def __init__(self, path, count, side, skipped=None):
         self.path = path
         self.shape = (count, side, side, 3)
+        self.skipped = skipped or {}
+        self._rows = [index for index in range(count) if index not in self.skipped] if self.skipped else range(count)
         self._array = None
 
     def __getitem__(self, index):
         if self._array is None:
-            self._array = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
-        return np.asarray(self._array[index])
+            try:
+                self._array = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
+            except (OSError, ValueError) as error:
+                raise DatasetError("{}: the cache of the pictures has gone or is not whole any more ({}); start again, "
+                                   "and it is made anew".format(self.path, error)) from None
+        return np.asarray(self._array[self._rows[index]])
 
     def __getstate__(self):
         return dict(self.__dict__, _array=None)
 
 
-def open_pictures(paths, side, where="auto", beside=".", description="pictures"):
+def open_pictures(paths, side, where="auto", beside=".", description="pictures", skip_broken=False):
     """Return the resized pictures of ``paths``: from their cache, which is made if need be, or decoded each time.
 
     Args:
@@ -82,45 +91,59 @@ def open_pictures(paths, side, where="auto", beside=".", description="pictures")
             where that can't be written.
         beside: the directory of the data set.
         description: what these pictures are, for the bar and the printed line.
+        skip_broken: leave out pictures that can't be read; ``skipped`` of what is returned tells which.
 
     Raises:
         BrokenPicturesError: while the cache is made; names all pictures that can't be read.
-        DatasetError: a picture is missing; the directory ``where`` can't be written.
+        DatasetError: the directory ``where`` can't be written.
     """
-    decoded = DecodedPictures(paths, side)
     if where == "off":
-        return decoded
+        return _decoded(paths, side, description, skip_broken)
     name, needed = _digest(paths, side) + SUFFIX, len(paths) * side * side * 3
     automatic = where == "auto"
     folders = [os.path.join(beside, FOLDER), _users_cache()] if automatic else [where]
     for folder in folders:
         path = os.path.join(folder, name)
-        if _is_whole(path, needed):
-            return CachedPictures(path, len(paths), side)
+        if _is_whole(path, needed, paths):
+            return _cached(path, paths, side, skip_broken)
     reason = "no folder that can be written"
     for folder in folders:
         path = os.path.join(folder, name)
         try:
             os.makedirs(folder, exist_ok=True)
-            with _lock(path):
-                if not _is_whole(path, needed):
+            with locked(path + ".lock"):
+                if not _is_whole(path, needed, paths):
                     free = shutil.disk_usage(folder).free - (LEFT_FREE if automatic else 0)
                     if free < needed:
                         reason = "{} needed in {}, {} free{}".format(
                             _gigabytes(needed), folder, _gigabytes(max(free, 0)),
                             " beside a reserve of {}".format(_gigabytes(LEFT_FREE)) if automatic else "")
                         continue
-                    _make(decoded, path, description)
+                    _make(paths, side, path, description, skip_broken)
                     print("Cache: {}, decoded once: {} in {}".format(description, _gigabytes(needed), folder),
                           flush=True)
-            return CachedPictures(path, len(paths), side)
+            return _cached(path, paths, side, skip_broken)
         except OSError as error:
             reason = "{}: {}".format(folder, error.strerror or error)
             if not automatic and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
                 raise DatasetError("--cache {}: can't be written to ({})".format(folder, error.strerror)) from None
     print("Cache: none for the {} ({}); they are decoded each time; --cache DIR takes another disk".format(
         description, reason), flush=True)
+    return _decoded(paths, side, description, skip_broken)
+
+
+def _decoded(paths, side, description, skip_broken):
+    decoded = DecodedPictures(paths, side)
+    if skip_broken:
+        decoded = DecodedPictures(paths, side, _each_decoded(decoded, "Looking through the " + description))
     return decoded
+
+
+def _cached(path, paths, side, skip_broken):
+    problems = _read_problems(path)
+    if problems and not skip_broken:
+        raise BrokenPicturesError(_list_of(problems, len(paths)))
+    return CachedPictures(path, len(paths), side, problems)
 
 
 def _users_cache():
@@ -132,38 +155,51 @@ def _gigabytes(count):
 
 
 def _digest(paths, side):
-    digest = hashlib.sha256("{} {} {}".format(side, len(paths), PIL.__version__).encode())
+    digest = hashlib.sha256("{} {} {} {}".format(VERSION, side, len(paths), PIL.__version__).encode())
     for path in paths:
         try:
             status = os.stat(path)
-        except OSError as error:
-            raise DatasetError("{}: a picture that can't be read ({}); mend or remove it".format(
-                path, error.strerror)) from None
-        digest.update("{}\0{}\0{}\n".format(os.path.abspath(path), status.st_size, status.st_mtime_ns).encode(
-            "utf-8", "surrogateescape"))
+            state = "{}\0{}".format(status.st_size, status.st_mtime_ns)
+        except OSError:
+            state = "missing"
+        digest.update("{}\0{}\n".format(os.path.abspath(path), state).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def _is_whole(path, size):
-    return os.path.isfile(path) and os.path.getsize(path) == size
+def _is_whole(path, size, paths):
+    """Whether the cache is there, and what was broken when it was made still is."""
+    if not os.path.isfile(path) or os.path.getsize(path) != size:
+        return False
+    return not any(_is_readable(paths[index]) for index in _read_problems(path))
 
 
-@contextlib.contextmanager
-def _lock(path):
-    """Let one process at a time make the file ``path``; where the disk knows no locks, all of them."""
-    with open(path + ".lock", "w") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file, or the end of the process, gives the lock back
+def _is_readable(path):
+    try:
+        open_image(path)
+        return True
+    except DatasetError:
+        return False
 
 
-def _make(decoded, path, description):
-    """Decode all pictures with a thread a core (Pillow lets go of Python's lock) into the file ``path``."""
-    count, side = len(decoded.paths), decoded.side
-    size = side * side * 3
-    aside = "{}.{}{}".format(path, os.getpid(), ASIDE)
-    _remove_remains(path)
+def _read_problems(path):
+    """Return {index: why} of the pictures that could not be read when the cache ``path`` was made."""
+    try:
+        with open(path + PROBLEMS, encoding="utf-8") as file:
+            return {int(index): message for index, message in json.load(file).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _each_decoded(decoded, description, use=None):
+    """Decode all pictures with a thread a core (Pillow lets go of Python's lock).
+
+    Args:
+        use: called with each (index, picture).
+
+    Returns:
+        {index: why} of those that can't be read.
+    """
+    count = len(decoded.paths)
     problems, stopped = {}, threading.Event()
 
     def convert(start):
@@ -175,29 +211,52 @@ def _make(decoded, path, description):
             except DatasetError as error:
                 problems[index] = str(error)
                 continue
-            # Written and not mapped: a full disk is then an error, and not the end of the process.
-            if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if use is not None:
+                use(index, picture)
+
+    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
+        try:
+            jobs = [pool.submit(convert, start) for start in range(0, count, CHUNK)]
+            with tqdm(total=count, desc=description, leave=False, disable=None) as bar:
+                for job in concurrent.futures.as_completed(jobs):
+                    job.result()
+                    bar.update(min(CHUNK, count - bar.n))
+        finally:
+            stopped.set()
+    return problems
+
+
+def _make(paths, side, path, description, skip_broken):
+    """Decode all pictures into the file ``path``; a picture that is left out leaves its place blank."""
+    size = side * side * 3
+    aside = "{}.{}{}".format(path, os.getpid(), ASIDE)
+    _remove_remains(path)
+
+    def write(index, picture):
+        # Written and not mapped: a full disk is then an error, and not the end of the process.
+        if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     try:
-        with open(aside, "wb") as file, concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-            try:
-                jobs = [pool.submit(convert, start) for start in range(0, count, CHUNK)]
-                with tqdm(total=count, desc="Decoding " + description, leave=False, disable=None) as bar:
-                    for job in concurrent.futures.as_completed(jobs):
-                        job.result()
-                        bar.update(min(CHUNK, count - bar.n))
-            finally:
-                stopped.set()
-            if not problems:
+        with open(aside, "wb") as file:
+            problems = _each_decoded(DecodedPictures(paths, side), "Decoding " + description, write)
+            if problems and not skip_broken:
+                raise BrokenPicturesError(_list_of(problems, len(paths)))
+            file.truncate(len(paths) * size)  # where the last ones are blank
+            file.flush()
+            os.fsync(file.fileno())
+        if problems:
+            with open(aside + PROBLEMS, "w", encoding="utf-8") as file:
+                json.dump(problems, file)
                 file.flush()
                 os.fsync(file.fileno())
-        if problems:
-            raise BrokenPicturesError(_list_of(problems, count))
+            os.replace(aside + PROBLEMS, path + PROBLEMS)
+        else:
+            _remove(path + PROBLEMS)
         os.replace(aside, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(aside)
+        _remove(aside)
+        _remove(aside + PROBLEMS)
         raise
 
 
@@ -205,13 +264,18 @@ def _list_of(problems, count):
     lines = [problems[index] for index in sorted(problems)]
     if len(lines) == 1:
         return lines[0]
-    return "\n".join(["{} of {} pictures can't be read; mend or remove them:".format(len(lines), count)] + lines)
+    return "\n".join(["{} of {} pictures can't be read; mend or remove them, or leave them out with --skip_broken:"
+                      .format(len(lines), count)] + lines)
 
 
 def _remove_remains(path):
     """Remove what a killed process left of this very file; its maker holds the lock."""
     folder, name = os.path.split(path)
     for other in os.listdir(folder):
-        if other.startswith(name + ".") and other.endswith(ASIDE):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, other))
+        if other.startswith(name + ".") and (other.endswith(ASIDE) or other.endswith(ASIDE + PROBLEMS)):
+            _remove(os.path.join(folder, other))
+
+
+def _remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)

@@ -3,7 +3,10 @@
 A batch depends on nothing but the seed, the epoch and its number in the epoch: the number of worker processes changes
 the speed alone.
 """
+import functools
+import os
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -64,16 +67,18 @@ class _Batches(Dataset):
 
 
 class _Keys:
-    """The sampler that the DataLoader draws keys from; holds the list for one pass."""
+    """The sampler that the DataLoader draws keys from: ``count`` of them, each ``draw(number)``, from ``first`` on."""
 
-    def __init__(self):
-        self.keys = []
+    def __init__(self, count, draw=None):
+        self.count = count
+        self.draw = draw
+        self.first = 0
 
     def __iter__(self):
-        return iter(self.keys)
+        return map(self.draw, range(self.first, self.count))
 
     def __len__(self):
-        return len(self.keys)
+        return self.count - self.first
 
 
 def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_workers):
@@ -81,12 +86,33 @@ def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_
     # of the samplers, or the number of workers would change a run.
     return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
-                      generator=torch.Generator(), worker_init_fn=_leave_interruptions_to_the_main_process)
+                      generator=torch.Generator(), worker_init_fn=_leave_signals_to_the_main_process)
 
 
-def _leave_interruptions_to_the_main_process(worker):
-    """Ctrl-C reaches every process of a terminal; a worker that dies of it would look to the main one like a crash."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(worker):
+    """Ctrl-C reaches every process of a terminal, a scheduler's signals every process of a job; a worker that dies of
+    one would look to the main process like a crash. SIGTERM ends it if it comes from there."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS; there SIGTERM ends a worker, whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_on_sigterm_from(process):
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
+        pass
+    os._exit(0)
+
+
+# Functions and not methods: a loader that refers to itself would live on, and its processes with it.
+def _training_key(batch_sampler, seed, epoch, batch):
+    return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM)
+
+
+def _evaluation_key(count, batch_size, batch):
+    return range(batch * batch_size, min((batch + 1) * batch_size, count)), None
 
 
 def _checked(batches):
@@ -112,21 +138,21 @@ class TrainLoader:
     def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False, pictures=None):
         self.batch_sampler = batch_sampler
         self.seed = seed
-        self.keys = _Keys()
+        self.keys = _Keys(len(batch_sampler))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=True)
 
     def __len__(self):
         return len(self.batch_sampler)
 
-    def epoch(self, number):
-        """Yield (pictures, labels) of epoch ``number``.
+    def epoch(self, number, first=0):
+        """Yield (pictures, labels) of epoch ``number``, from its batch ``first`` on.
 
         Raises:
             DatasetError: a picture can't be read.
         """
-        self.keys.keys = [(self.batch_sampler.draw(number, batch), (self.seed, number, batch, CROP_STREAM))
-                          for batch in range(len(self))]
+        self.keys.first = first
+        self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, number)
         return _checked(self.loader)
 
 
@@ -138,9 +164,7 @@ class EvaluationLoader:
 
     def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None):
         self.count = len(dataset)
-        self.keys = _Keys()
-        self.keys.keys = [(range(start, min(start + batch_size, len(dataset))), None)
-                          for start in range(0, len(dataset), batch_size)]
+        self.keys = _Keys(-(-self.count // batch_size), functools.partial(_evaluation_key, self.count, batch_size))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=False)
 

@@ -1,14 +1,15 @@
 """Errors that a user can mend: one line on the terminal, never a traceback."""
+import os
+import signal
 import sys
 
 from dataset import BrokenPicturesError, DatasetError
-from engine.interruption import handled_interruptions, interrupted
+from engine.interruption import Stopped, handled_interruptions, interrupted
 from model import WeightsError
 
 __all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-INTERRUPTED = "interrupted; the weights of the last whole epoch stay in --save_dir, if one was given"
+EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 
 
 class UsageError(Exception):
@@ -21,6 +22,9 @@ class TrainingError(Exception):
 
 def run_script(program, body):
     """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold letters that the terminal doesn't know
+            stream.reconfigure(errors="backslashreplace")
     try:
         with handled_interruptions():
             body()
@@ -33,23 +37,34 @@ def run_script(program, body):
         message, code = str(error), EXIT_USAGE
     except TrainingError as error:
         message, code = str(error), EXIT_FAILURE
-    except KeyboardInterrupt:
-        message, code = INTERRUPTED, EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        message, code = _of_signal(error)
+    except BrokenPipeError:  # whoever read the output has left; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would fail, too
+        return EXIT_FAILURE
     except OSError as error:
         message, code = str(error), EXIT_FAILURE
     except (MemoryError, RuntimeError) as error:
         code = EXIT_FAILURE
-        if interrupted():  # a worker that was just starting died of the same Ctrl-C
-            message, code = INTERRUPTED, EXIT_INTERRUPTED
+        if interrupted():  # a process that was just starting died of the same signal
+            message, code = _of_signal(Stopped(interrupted(), between_steps=False))
         elif _is_out_of_memory(error):
             message = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
-                str(error).splitlines()[0])
+                str(error).splitlines()[0] if str(error) else "the system refuses more")
         elif "DataLoader worker" in str(error):
             message = "a loading process was killed, perhaps for want of memory; try fewer --workers"
         else:
             raise
     print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr)
     return code
+
+
+def _of_signal(error):
+    """Return (message, exit code) of a run that a signal ended."""
+    number = getattr(error, "number", signal.SIGINT)
+    name = signal.Signals(number).name
+    advice = getattr(error, "advice", None) or "what --save_dir held before, if one was given, is whole"
+    return "interrupted by {}; {}".format(name, advice), EXIT_SIGNAL + number
 
 
 def _is_out_of_memory(error):

@@ -1,44 +1,63 @@
-"""Ctrl-C that is neither lost nor in the middle of a step.
+"""Signals that end a run between two steps: Ctrl-C, a scheduler's SIGTERM, and SIGUSR1, its warning (SLURM --signal).
 
-Python drops a KeyboardInterrupt that happens to come up inside a destructor, and those of a DataLoader wait for its
-worker processes; training would then go on. So in the loops a first SIGINT only leaves a mark, which they look at after
-each batch; a second one, or one outside the loops, interrupts at once.
+Python drops an exception that a handler happens to raise inside a destructor, and those of a DataLoader wait for its
+worker processes; training would then go on. And an exception in the middle of a step leaves weights that belong to no
+moment of the run. So in the loops a signal only leaves a mark, which they look at between batches. A second SIGINT, or
+any of these signals outside the loops, ends the run at once.
 """
 import contextlib
 import signal
 import threading
 
-__all__ = ["handled_interruptions", "deferred_interruptions", "interrupted", "stop_if_interrupted"]
+__all__ = ["Stopped", "handled_interruptions", "deferred_interruptions", "interrupted", "stop_if_interrupted"]
 
-_mark = threading.Event()
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_OF_PYTHON = {signal.SIGINT: signal.default_int_handler}
+
 _loops = []
+_marks = []
 
 
-def _handle(signal_number, frame):
-    first = not _mark.is_set()
-    _mark.set()
-    if not (_loops and first):
-        raise KeyboardInterrupt
+class Stopped(KeyboardInterrupt):
+    """A signal ends the run.
+
+    Args:
+        number: of the signal.
+        between_steps: the loops were left between two steps: weights and counters belong together.
+    """
+
+    def __init__(self, number, between_steps):
+        super().__init__(number)
+        self.number = number
+        self.between_steps = between_steps
+        self.advice = None  # how to go on, where somebody knows
+
+
+def _handle(number, frame):
+    _marks.append(number)
+    if not _loops or _marks.count(signal.SIGINT) > 1:
+        raise Stopped(number, between_steps=False)
 
 
 @contextlib.contextmanager
 def handled_interruptions():
-    """Handle SIGINT as this module says; where it is ignored (a shell's background job), it stays ignored."""
-    _mark.clear()
-    is_ours = (threading.current_thread() is threading.main_thread()
-               and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-    if is_ours:
-        signal.signal(signal.SIGINT, _handle)
+    """Handle the signals as this module says; one that is ignored (a shell's background job) stays ignored."""
+    del _marks[:]
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in SIGNALS if signal.getsignal(number) is _OF_PYTHON.get(number, signal.SIG_DFL)]
+    for number in ours:
+        signal.signal(number, _handle)
     try:
         yield
     finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, _OF_PYTHON.get(number, signal.SIG_DFL))
 
 
 @contextlib.contextmanager
 def deferred_interruptions():
-    """Within the block a first SIGINT waits for ``stop_if_interrupted``."""
+    """Within the block a signal waits for ``stop_if_interrupted``."""
     _loops.append(None)
     try:
         yield
@@ -47,11 +66,11 @@ def deferred_interruptions():
 
 
 def interrupted():
-    """Return whether a SIGINT has come."""
-    return _mark.is_set()
+    """Return the number of the first signal that has come, or None."""
+    return _marks[0] if _marks else None
 
 
 def stop_if_interrupted():
-    """Raise KeyboardInterrupt if a SIGINT has come."""
-    if _mark.is_set():
-        raise KeyboardInterrupt
+    """Raise ``Stopped`` if a signal has come; to be called between two steps."""
+    if _marks:
+        raise Stopped(_marks[0], between_steps=True)

@@ -4,8 +4,9 @@ import time
 import torch
 from tqdm import tqdm
 
+from dataset import DatasetError
 from engine.errors import TrainingError
-from engine.interruption import deferred_interruptions, stop_if_interrupted
+from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 
@@ -24,90 +25,152 @@ def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
 
 
 @deferred_interruptions()
-def fit(network, step, optimizer, schedule, loader, evaluate, record, epochs, device, report, precision, eval_every=1):
-    """Train ``network`` for ``epochs`` epochs; evaluate and record before the first and after each
-    ``eval_every``-th and the last.
+def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, checkpoint_every=None):
+    """Train for ``epochs`` epochs, or for what is left of them; evaluate and record before the first, after each
+    ``eval_every``-th and after the last.
 
     Args:
-        step: (pictures, labels) on ``device`` -> {name: loss term}; their sum is minimised.
-        loader: ``epoch(number)`` yields the batches of an epoch.
+        training: a ``Training``.
+        step: (pictures, labels) on the device -> {name: loss term}; their sum is minimised.
+        loader: ``epoch(number, first)`` yields the batches of an epoch from the given one.
         evaluate: epoch number -> {split: Measurement}.
-        record: a ``RunRecord``.
+        record: a ``RunRecord``; a state is written after each epoch, and when the run is stopped between two steps.
         report: called after each evaluation, to print the bests.
-        precision: the ``Precision`` that the step runs in.
+        checkpoint_every: batches between the states within an epoch; None for none.
 
     Raises:
         TrainingError: a loss is not finite.
+        Stopped: a signal came.
+        DatasetError: a picture can't be read.
     """
-    record.keep(0, evaluate(0), network)
-    untrained = record.final["test"]
-    for epoch in range(1, epochs + 1):
-        lr = optimizer.param_groups[0]["lr"]
-        started = time.perf_counter()
-        loss, terms, pictures, waited = train_epoch(network, step, optimizer, loader, epoch, device, precision)
-        seconds = time.perf_counter() - started
-        schedule.step()
-        print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {:.1%} of it waiting for "
-              "pictures".format(
-                  epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), lr,
-                  pictures / seconds, seconds, waited / seconds), flush=True)
-        figures = {"loss": loss, "terms": terms, "learning_rate": lr, "images_per_second": round(pictures / seconds, 2),
-                   "seconds": round(seconds, 3), "waiting": round(waited / seconds, 4)}
-        if epoch % eval_every and epoch < epochs:
-            record.keep_unmeasured(epoch, network, figures)
-            continue
-        record.keep(epoch, evaluate(epoch), network, figures)
-        report()
-        if record.final["test"] < FAILING_SHARE * untrained:
-            print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower "
-                  "--lr, another --sample or, with --pretrained none, --zero_init_residual may help".format(record.k),
-                  flush=True)
+    progress = record.begin(training)
+    if progress.epoch > epochs:
+        print("All {} epochs of this run are done; --epochs N adds more".format(epochs), flush=True)
+    elif progress.epoch > 0:
+        print("Resume: epoch {}, after batch {} of {}".format(progress.epoch, progress.batch, len(loader)), flush=True)
+    try:
+        if progress.epoch == 0:
+            progress = record.keep(0, training, evaluate(0))
+        while progress.epoch <= epochs:
+            epoch = progress.epoch
+            train_epoch(training, step, loader, progress, record, checkpoint_every)
+            figures, speed = _tell(progress)
+            if epoch % eval_every and epoch < epochs:
+                progress = record.keep(epoch, training, None, figures, speed)
+                continue
+            progress = record.keep(epoch, training, evaluate(epoch), figures, speed)
+            report()
+            if record.final["test"] < FAILING_SHARE * record.untrained:
+                print("Warning: Recall@{} of the test set is below half of what the network had before training; a "
+                      "lower --lr, another --sample or, with --pretrained none, --zero_init_residual may help".format(
+                          record.k), flush=True)
+    except Stopped as stop:
+        if stop.between_steps:
+            record.checkpoint(training, progress)
+        stop.advice = record.advice()
+        raise
+    except DatasetError:
+        record.checkpoint(training, progress)
+        print("The run stops in epoch {} after batch {}; {}".format(progress.epoch, progress.batch, record.advice()),
+              flush=True)
+        raise
 
 
-def train_epoch(network, step, optimizer, loader, epoch, device, precision):
-    """Train on the batches of one epoch.
-
-    Returns:
-        (mean loss, {name: mean of the term}, pictures seen, seconds spent waiting for pictures).
+def train_epoch(training, step, loader, progress, record=None, checkpoint_every=None):
+    """Train on the batches of epoch ``progress.epoch`` that are still to come, and step the schedule at its end.
 
     Raises:
         TrainingError: a loss is not finite; the batch is named.
+        Stopped: a signal came; ``progress`` tells how far the epoch is.
     """
+    count = len(loader)
+    if progress.batch == count:
+        return  # stopped in the evaluation that follows
+    network, optimizer, device, scaler = (training.network, training.optimizer, training.device,
+                                          training.precision.scaler)
     network.train()
+    progress.lr = optimizer.param_groups[0]["lr"]
     every = BATCHES_BETWEEN_CHECKS.get(device.type, BATCHES_BETWEEN_CHECKS_DEFAULT)
-    sums, pictures, waited = None, 0, 0.0
-    scaler = precision.scaler
-    losses, first_unchecked = [], 1
-    batches = iter(loader.epoch(epoch))
-    bar = tqdm(range(1, len(loader) + 1), desc="Epoch {}".format(epoch), leave=False, disable=None)
-    for number in bar:
-        asked = time.perf_counter()
-        images, labels = next(batches)
-        waited += time.perf_counter() - asked
-        with precision.autocast():
-            terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-            loss = sum(terms.values())
-        optimizer.zero_grad(set_to_none=True)
-        if scaler is None:
-            loss.backward()
-            optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+    losses = _Losses(progress)
+    batches = iter(loader.epoch(progress.epoch, progress.batch))
+    began = time.perf_counter()
+    with tqdm(total=count, initial=progress.batch, desc="Epoch {}".format(progress.epoch), leave=False,
+              disable=None) as bar:
+        while progress.batch < count:
+            stop_if_interrupted()
+            asked = time.perf_counter()
+            images, labels = _next(batches)
+            progress.waited += time.perf_counter() - asked
+            with training.precision.autocast():
+                terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                loss = sum(terms.values())
+            optimizer.zero_grad(set_to_none=True)
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
 
-        values = torch.stack([loss.detach()] + [term.detach() for term in terms.values()])
-        sums = values if sums is None else sums + values
-        pictures += len(images)
-        stop_if_interrupted()
-        losses.append(loss.detach())
-        if number % every == 0 or number == len(loader):
-            checked = torch.stack(losses).tolist()
-            for batch, value in enumerate(checked, first_unchecked):
-                if not abs(value) < float("inf"):
-                    raise TrainingError("the loss is {} in epoch {}, batch {}; the weights of the last whole epoch "
-                                        "stay as they are; try a lower --lr".format(value, epoch, batch))
-            losses, first_unchecked = [], number + 1
-            bar.set_postfix(loss="{:.4f}".format(checked[-1]))
-    means = (sums / len(loader)).tolist()
-    return means[0], dict(zip(terms, means[1:])), pictures, waited
+            losses.add(loss.detach(), {name: term.detach() for name, term in terms.items()})
+            progress.pictures += len(images)
+            progress.batch += 1
+            ended = time.perf_counter()
+            progress.seconds, began = progress.seconds + ended - began, ended
+            due = bool(checkpoint_every) and progress.batch % checkpoint_every == 0 and progress.batch < count
+            if due or progress.batch % every == 0 or progress.batch == count:
+                bar.set_postfix(loss="{:.4f}".format(losses.check()))
+            bar.update()
+            if due:
+                record.checkpoint(training, progress)
+    training.schedule.step()
+
+
+def _next(batches):
+    try:
+        return next(batches)
+    except RuntimeError:
+        stop_if_interrupted()  # a loading process that was just starting died of the signal
+        raise
+
+
+class _Losses:
+    """Sums up the losses of an epoch on the device, and looks at them when asked."""
+
+    def __init__(self, progress):
+        self.progress = progress
+        self.unchecked = []
+
+    def add(self, loss, terms):
+        values = torch.stack([loss] + list(terms.values()))
+        self.progress.terms = list(terms)
+        self.progress.sums = values if self.progress.sums is None else self.progress.sums + values
+        self.unchecked.append(loss)
+
+    def check(self):
+        """Return the last loss.
+
+        Raises:
+            TrainingError: one of those that have come since the last check is not finite.
+        """
+        values = torch.stack(self.unchecked).tolist()
+        for batch, value in enumerate(values, self.progress.batch - len(values) + 1):
+            if not abs(value) < float("inf"):
+                raise TrainingError("the loss is {} in epoch {}, batch {}; the weights of the last whole epoch stay as "
+                                    "they are; try a lower --lr".format(value, self.progress.epoch, batch))
+        self.unchecked = []
+        return values[-1]
+
+
+def _tell(progress):
+    """Print the line of an epoch that is trained; return (its figures, its speed) for the log."""
+    loss, *terms = (progress.sums / progress.batch).tolist()
+    terms = dict(zip(progress.terms, terms))
+    seconds = progress.seconds
+    print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {:.1%} of it waiting for pictures".format(
+        progress.epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), progress.lr,
+        progress.pictures / seconds, seconds, progress.waited / seconds), flush=True)
+    return ({"loss": loss, "terms": terms, "learning_rate": progress.lr},
+            {"images_per_second": round(progress.pictures / seconds, 2), "seconds": round(seconds, 3),
+             "waiting": round(progress.waited / seconds, 4)})

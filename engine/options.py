@@ -2,7 +2,7 @@
 import argparse
 import math
 
-from dataset import DATASETS, default_workers
+from dataset import DATASETS, default_workers, usable_cores
 from engine.errors import EXIT_USAGE, UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
@@ -17,10 +17,23 @@ SAMPLER_HELP = ("which negatives: any at random, the nearest, all, semi-hard one
                 "networks were trained (distance) or as the sampling paper means it (distance_eligible)")
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
+# Beyond these an option is a slip of the finger: the machine would run out of memory before the first step.
+LARGEST_IMAGE = 4096
+MOST_DIMENSIONS = 65536
 
 
 def positive_int(text):
     return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def dimensions(text):
+    return _number(int, text, lambda value: 1 <= value <= MOST_DIMENSIONS,
+                   "a whole number from 1 to {}".format(MOST_DIMENSIONS))
+
+
+def processes(text):
+    most = max(64, 8 * usable_cores())
+    return _number(int, text, lambda value: 0 <= value <= most, "a whole number from 0 to {}".format(most))
 
 
 def not_negative_int(text):
@@ -28,8 +41,8 @@ def not_negative_int(text):
 
 
 def image_side(text):
-    return _number(int, text, lambda value: value >= SMALLEST_IMAGE,
-                   "a whole number of at least {}".format(SMALLEST_IMAGE))
+    return _number(int, text, lambda value: SMALLEST_IMAGE <= value <= LARGEST_IMAGE,
+                   "a whole number from {} to {}".format(SMALLEST_IMAGE, LARGEST_IMAGE))
 
 
 def positive_float(text):
@@ -95,8 +108,10 @@ def add_data_options(parser):
     group.add_argument("--download", action="store_true", help="fetch the data set if it is not there (cub200)")
     group.add_argument("--image_size", type=image_side, default=224, metavar="PIXELS",
                        help="side of the crop that the network sees; pictures are resized to 8/7 of it first")
-    group.add_argument("--workers", type=not_negative_int, default=default_workers(), metavar="N",
+    group.add_argument("--workers", type=processes, default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
+    group.add_argument("--skip_broken", action="store_true",
+                       help="go on without the pictures that can't be read, and list them in skipped.txt")
     group.add_argument("--cache", default="auto", metavar="auto|off|DIR",
                        help="keep the decoded and resized pictures on disk, 196 kB each at --image_size 224, so that "
                             "each is decoded once; auto: in a hidden folder of --data, if it can be written")
@@ -106,7 +121,7 @@ def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
     group.add_argument("--{}base".format(prefix), choices=PLANNED_BACKBONES + tuple(BACKBONES), default="resnet50",
                        help="backbone; googlenet and inception_v1bn are not here yet")
-    group.add_argument("--{}embedding_size".format(prefix), type=positive_int, default=128, metavar="D",
+    group.add_argument("--{}embedding_size".format(prefix), type=dimensions, default=128, metavar="D",
                        help="dimensions of the embedding")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
                        help="project embeddings to the unit sphere")
@@ -156,13 +171,20 @@ def add_run_options(parser):
                             "otherwise")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", metavar="DIR",
-                       help="keep best.pth, last.pth, config.json, log.jsonl and result.txt there; without it nothing "
-                            "is kept")
+                       help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt and "
+                            "checkpoint.pth there; without it nothing is kept")
+    group.add_argument("--resume", action="store_true",
+                       help="go on with the run in --save_dir from its checkpoint.pth; options that you don't state "
+                            "are the run's own. Where there is none yet, begin")
+    group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
+                       help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
 
 
 def parse(parser, argv):
     """Return (options, names of the options that the command line states)."""
     args = parser.parse_args(argv)
+    args.recall = list(dict.fromkeys(args.recall))
     unset = object()
     marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     return args, {name for name, value in vars(marked).items() if value is not unset}
@@ -195,7 +217,8 @@ def check_shared(args, stated):
         refuse_idle(stated, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":
         raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
-    args.recall = list(dict.fromkeys(args.recall))
+    if args.save_dir is None and getattr(args, "mode", "train") == "train":
+        refuse_idle(stated, ("overwrite", "checkpoint_every"), "without --save_dir")
 
 
 def check_download(args):

@@ -1,25 +1,39 @@
-"""The start of a run: say what it will do, check that the pictures fit the job, make the loaders."""
+"""The start of a run: say what it will do, check that the pictures fit the job, open them, make the loaders."""
 import collections
 import json
 
 from dataset import EvaluationLoader, TrainLoader, open_pictures, resized_size
+from engine.device import prepare_device, resolve_device, seed_everything
 from engine.errors import UsageError
+from engine.precision import resolve_precision
 from metric.batchsampler import NPairs
 
-__all__ = ["announce", "check_splits", "resized_pictures", "evaluation_loaders", "training_loader"]
+__all__ = ["start", "check_splits", "open_splits", "evaluation_loaders", "training_loader"]
 
 SHOWN_CLASSES = 3
+SHOWN_LINES = 10
+NAMES = {"train": "training", "test": "test"}
 
 
-def announce(args, device, why, precision, precision_why):
-    """Print the options, the seed, the device and the precision of the networks."""
+def start(args):
+    """Seed every random source, print what the run will do, and return (device, ``Precision``).
+
+    Raises:
+        UsageError: the device or the precision doesn't work here.
+    """
+    device, why = resolve_device(args.device)
+    prepare_device(device)
+    precision, precision_why = resolve_precision(args.precision, device,
+                                                 measuring_only=getattr(args, "mode", "train") == "eval")
+    seed_everything(args.seed)
     print("Options: {}".format(json.dumps(vars(args), sort_keys=True)))
     print("Seed: {}".format(args.seed))
     print("Device: {} ({})".format(device, why))
     print("Precision: {} ({})".format(precision.name, precision_why), flush=True)
+    return device, precision
 
 
-def check_splits(train_set, test_set, args, training, pairs_needed):
+def check_splits(train_set, test_set, args, training=True, pairs_needed=False):
     """Print the sizes of the splits and refuse pictures that don't fit the job.
 
     Args:
@@ -37,8 +51,8 @@ def check_splits(train_set, test_set, args, training, pairs_needed):
               "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
     for split, images in (("training", train_set), ("test", test_set)):
         if len(images.classes) < 2:
-            raise UsageError("the {} set has only one class ({}); at least 2 are needed".format(
-                split, images.classes[0]))
+            raise UsageError("the {} set has {}; at least 2 classes are needed".format(
+                split, "only one class ({})".format(images.classes[0]) if images.classes else "no pictures"))
         if max(args.recall) > len(images) - 1:
             raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
                 max(args.recall), split, len(images) - 1))
@@ -52,6 +66,9 @@ def _check_single_pictures(split, images, pairs_needed):
     single = [name for name in images.classes if counts[images.class_to_idx[name]] == 1]
     if not single:
         return
+    if len(single) == len(images.classes) and split == "test":
+        raise UsageError("every class of the test set has a single picture, so no query has anything to find; add "
+                         "pictures of these classes")
     finding = "{} of {} classes of the {} set have a single picture ({})".format(
         len(single), len(images.classes), split, _first(single))
     if pairs_needed:
@@ -72,18 +89,40 @@ def _check_batch(train_set, args):
                              args.batch, len(counts), args.num_image_per_class, most))
 
 
-def resized_pictures(train_set, test_set, args):
-    """Return {split: its resized pictures}, decoded once where ``--cache`` allows; without those nobody asks for.
+def open_splits(train_set, test_set, args, training=True, pairs_needed=False):
+    """Open the pictures of both splits.
+
+    Args: as in ``check_splits``.
+
+    Returns:
+        (training set, test set, {split: resized pictures}, lines on pictures that were skipped): decoded once where
+        ``--cache`` allows; without the pictures of a split that nobody asks for; with --skip_broken without those that
+        can't be read.
 
     Raises:
         DatasetError: pictures that can't be read.
+        UsageError: what is left without them does not fit the job; see ``check_splits``.
     """
     splits = {"train": train_set, "test": test_set}
-    if args.no_train_recall and getattr(args, "mode", "train") == "eval":
-        del splits["train"]
-    return {split: open_pictures([path for path, _ in images.samples], resized_size(args.image_size), args.cache,
-                                 args.data, "{} set".format("training" if split == "train" else split))
-            for split, images in splits.items()}
+    pictures = {}
+    for split, images in splits.items():
+        if split == "test" or training or not args.no_train_recall:
+            pictures[split] = open_pictures([path for path, _ in images.samples], resized_size(args.image_size),
+                                            args.cache, args.data, "{} set".format(NAMES[split]), args.skip_broken)
+    skipped = {split: opened.skipped for split, opened in pictures.items() if opened.skipped}
+    if not skipped:
+        return train_set, test_set, pictures, []
+    lines = [line for split in skipped for _, line in sorted(skipped[split].items())]
+    for split, problems in skipped.items():
+        print("Skipped: {} of {} pictures of the {} set can't be read".format(
+            len(problems), len(splits[split]), NAMES[split]))
+        splits[split] = splits[split].without(problems)
+    for line in lines[:SHOWN_LINES]:
+        print("  " + line)
+    if len(lines) > SHOWN_LINES:
+        print("  ... and {} more".format(len(lines) - SHOWN_LINES))
+    check_splits(splits["train"], splits["test"], args, training, pairs_needed)
+    return splits["train"], splits["test"], pictures, lines
 
 
 def training_loader(train_set, pictures, args, device):

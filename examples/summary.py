@@ -29,7 +29,8 @@ def summarize(directory):
     network = "{} d={}{}".format(options["base"], options["embedding_size"],
                                  "" if options["l2normalize"] else " not normalised")
     size = os.path.getsize(os.path.join(directory, "best.pth")) / 1e6
-    seconds = sum(line.get("seconds", 0) for line in log)
+    with open(os.path.join(directory, "speed.jsonl")) as file:
+        seconds = sum(json.loads(line)["seconds"] for line in file)
     return (os.path.basename(os.path.normpath(directory)), network, describe_loss(config), str(len(log) - 1),
             "{:.4f}".format(recalls[0]), "{:.4f}".format(max(recalls)), "{:.4f}".format(recalls[-1]),
             "{:.1f}".format(size), "{:.0f}".format(seconds))

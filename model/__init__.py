@@ -2,6 +2,7 @@
 from model.backbone import BACKBONES, build_backbone
 from model.embedding import LinearEmbedding
 from model.fusion import fused
-from model.weights import WeightsError, read_weights
+from model.weights import WeightsError, check_finite, read_tensors, read_weights
 
-__all__ = ["BACKBONES", "build_backbone", "LinearEmbedding", "fused", "WeightsError", "read_weights"]
+__all__ = ["BACKBONES", "build_backbone", "LinearEmbedding", "fused", "WeightsError", "check_finite",
+           "read_tensors", "read_weights"]

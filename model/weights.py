@@ -3,12 +3,13 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 
 import torch
 
 from model.compat import cached_weights_path, imagenet_weights_url, load_tensors
 
-__all__ = ["WeightsError", "read_weights", "imagenet_weights"]
+__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "imagenet_weights"]
 
 CONNECT_SECONDS = 20
 
@@ -17,32 +18,59 @@ class WeightsError(Exception):
     """Weights that are missing, damaged or of another network; the message is one line for the user."""
 
 
+def read_tensors(path):
+    """Return what is in the file ``path``: tensors, on the CPU, in plain containers. Nothing that it holds is run.
+
+    Raises:
+        WeightsError: no such file, damaged, or with something else in it.
+    """
+    if os.path.isdir(path):
+        raise WeightsError("{} is a folder; give the .pth file in it".format(path))
+    if not os.path.exists(path):
+        raise WeightsError("{}: no such file".format(path))
+    if not os.path.isfile(path):
+        raise WeightsError("{} is no regular file".format(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice for archives that are something else
+            return load_tensors(path)
+    except PermissionError:
+        raise WeightsError("{} can't be read: no permission".format(path)) from None
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError:
+        raise WeightsError("{} is refused: it holds something else than tensors (such a file can run code), "
+                           "or it is damaged".format(path)) from None
+    except Exception:  # torch raises half a dozen types for a damaged file; each means the same to the user
+        raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
+
+
 def read_weights(path):
     """Return the state dict in the file ``path``: names to finite tensors, on the CPU.
 
     Raises:
         WeightsError: no such file, not a state dict, damaged, or with values that are not finite.
     """
-    if os.path.isdir(path):
-        raise WeightsError("{} is a folder; give the .pth file in it".format(path))
-    if not os.path.isfile(path):
-        raise WeightsError("{}: no such file".format(path))
-    try:
-        weights = load_tensors(path)
-    except PermissionError:
-        raise WeightsError("{} can't be read: no permission".format(path)) from None
-    except pickle.UnpicklingError:
-        raise WeightsError("{} is refused: it holds something else than tensors (such a file can run code), "
-                           "or it is damaged".format(path)) from None
-    except Exception:  # torch raises half a dozen types for a damaged file; each means the same to the user
-        raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
+    weights = read_tensors(path)
+    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "optimizer" in weights:
+        raise WeightsError("{} is the state of a run, for --resume; the weights are in best.pth and last.pth beside it"
+                           .format(path))
     if not isinstance(weights, dict) or not weights or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
         raise WeightsError("{} holds no state dict (names and tensors)".format(path))
+    check_finite(path, weights)
+    return weights
+
+
+def check_finite(path, weights):
+    """Refuse weights, {name: tensor}, with values that are not finite.
+
+    Raises:
+        WeightsError: names ``path`` and the tensor.
+    """
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise WeightsError("{} holds values that are not finite, first in {}".format(path, name))
-    return weights
 
 
 def imagenet_weights(architecture):

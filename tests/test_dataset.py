@@ -1,7 +1,5 @@
 """Data sets, decoding and loaders."""
-import hashlib
 import io
-import tarfile
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from PIL import Image
 from conftest import make_pictures
 from dataset import (CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, TrainLoader, load_resized,
                      resized_size)
-from dataset import download
 from metric.batchsampler import NPairs
 
 
@@ -90,51 +87,6 @@ def test_cub200_splits(tmp_path):
 def test_cub200_missing_says_how_to_get_it(tmp_path):
     with pytest.raises(DatasetError, match="--download.*--dataset synthetic"):
         CUB2011Metric(str(tmp_path))
-
-
-def _archive(path, members):
-    with tarfile.open(str(path), "w:gz") as tar:
-        for member, content in members:
-            if isinstance(member, str):
-                member = tarfile.TarInfo(member)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def _fetch_from(monkeypatch, archive):
-    class Answer(io.BytesIO):
-        headers = {"Content-Length": "0"}
-
-    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *args, **kwargs: Answer(archive.read_bytes()))
-
-
-def test_fetched_archive_is_checked_and_unpacked(tmp_path, monkeypatch):
-    archive = _archive(tmp_path / "source.tgz", [("SET/a/1.jpg", b"one"), ("other/2.jpg", b"two")])
-    _fetch_from(monkeypatch, archive)
-    root = tmp_path / "data"
-    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    with pytest.raises(DatasetError, match="has md5 {} instead of 0000".format(md5)):
-        download.fetch_archive("https://example.invalid/set.tgz", "0000", str(root), "SET")
-    assert list(root.iterdir()) == []
-    download.fetch_archive("https://example.invalid/set.tgz", md5, str(root), "SET")
-    assert (root / "SET" / "a" / "1.jpg").read_bytes() == b"one"
-    assert sorted(entry.name for entry in root.iterdir()) == ["SET", "set.tgz"]
-
-
-def _link(target):
-    member = tarfile.TarInfo("SET/link")
-    member.type, member.linkname = tarfile.SYMTYPE, target
-    return member
-
-
-@pytest.mark.parametrize("member", ["../outside", "/tmp/outside-of-it", "SET/../../outside", _link("/etc")])
-def test_hostile_archive_is_refused(tmp_path, member):
-    archive = _archive(tmp_path / "hostile.tgz", [("SET/fine", b"x"), (member, b"")])
-    (tmp_path / "in").mkdir()
-    with pytest.raises(DatasetError, match="refused"):
-        download.unpack_tar(str(archive), str(tmp_path / "in"))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["hostile.tgz", "in"]
 
 
 def test_resize_is_the_references():

@@ -50,10 +50,11 @@ def test_fused_network_is_the_same_function(base):
 
 
 def test_memory_format_changes_no_name_and_no_saved_layout(tmp_path):
-    from engine.files import save_weights
+    from engine.files import write_tensors
+    from engine.state import Training
     placed = place(network(), CPU)
     assert placed.base.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    save_weights(str(tmp_path / "a.pth"), placed)
+    write_tensors(str(tmp_path / "a.pth"), Training(placed, None, None, None, None).weights())
     saved = torch.load(str(tmp_path / "a.pth"))
     assert all(value.is_contiguous() for value in saved.values())
     assert set(saved) == set(network().state_dict())
@@ -117,7 +118,8 @@ def test_eval_every(pictures, tmp_path, capsys):
     log = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == list(range(6))
     assert [("recall" in line) for line in log] == [True, False, True, False, True, True]
-    assert all(0 <= line["waiting"] <= 1 for line in log[1:])
+    speed = [json.loads(line) for line in (directory / "speed.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in speed] == list(range(1, 6)) and all(0 <= line["waiting"] <= 1 for line in speed)
 
 
 def test_no_train_recall(pictures, tmp_path, capsys):
