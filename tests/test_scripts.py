@@ -3,10 +3,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -458,28 +454,3 @@ DEFAULTS = {
 def test_the_references_flags_and_defaults(script):
     args = vars(script.build_parser().parse_args(["--teacher_load", "t"] if script is run_distill else []))
     assert {name: args[name] for name in DEFAULTS[script]} == DEFAULTS[script]
-
-
-def test_interruption_leaves_whole_files_and_one_line(tmp_path):
-    data = make_pictures(tmp_path / "set")
-    directory = tmp_path / "run"
-    command = [sys.executable, "run.py"] + options_for(data, "--save_dir", str(directory), "--epochs", "1000")
-    command[command.index("--workers") + 1] = "1"
-    # A shell's background job, and so perhaps this test, ignores SIGINT; a terminal's does not.
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    try:
-        for line in process.stdout:
-            if line.startswith("[Epoch 2]"):
-                break
-        time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, errors
-    assert "interrupted" in errors and "Traceback" not in errors
-    weights = torch.load(str(directory / "last.pth"))
-    assert "linear.weight" in weights
-    assert not [name for name in os.listdir(str(directory)) if name.endswith(".tmp")]

@@ -1,0 +1,88 @@
+"""Runs of the scripts in processes of their own that start in no time: forked off a server that has imported torch."""
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["runs", "run", "run_distill"])
+
+
+def _run(script, argv, output, prepare, prepare_arguments):
+    os.setpgrp()
+    out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    sys.stdin.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background job starts ignores it
+    torch.set_num_threads(1)  # several runs share the machine, and small networks gain nothing by a second one
+    if prepare is not None:
+        prepare(*prepare_arguments)
+    sys.exit(importlib.import_module(script).main(argv))
+
+
+def start(script, argv, output, prepare=None, *prepare_arguments):
+    """Start ``script`` ("run" or "run_distill") and return its process; what it prints is appended to ``output``.
+
+    Args:
+        prepare: a function of a module of tests, called in the new process before the script.
+    """
+    process = CONTEXT.Process(target=_run, args=(script, list(argv), str(output), prepare, prepare_arguments))
+    process.start()
+    return process
+
+
+def finish(process, seconds=120):
+    """Wait for a process and return its exit code (negative: the signal that killed it)."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError("a run did not end within {} s".format(seconds))
+    return process.exitcode
+
+
+def complete(script, argv, output, prepare=None, *prepare_arguments):
+    """Run a script to its end and return its exit code."""
+    return finish(start(script, argv, output, prepare, *prepare_arguments))
+
+
+def wait_for(condition, seconds=60):
+    """Wait until ``condition()`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("waited {} s in vain".format(seconds))
+        time.sleep(0.002)
+
+
+def assert_same_run(found, expected):
+    """Two --save_dirs hold the same weights, optimiser, random states, log and result, bit for bit."""
+    for name in ("log.jsonl", "result.txt"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    for name in ("best.pth", "last.pth"):
+        _assert_equal(torch.load(str(found / name)), torch.load(str(expected / name)), name)
+    states = [torch.load(str(directory / "checkpoint.pth")) for directory in (found, expected)]
+    for part in ("network", "training", "progress", "record", "log", "data"):
+        _assert_equal(*(state[part] for state in states), part)
+    assert [line.count('"epoch"') for line in (found / "speed.jsonl").read_text().splitlines()] == [1] * (
+        len((found / "log.jsonl").read_text().splitlines()) - 1)
+
+
+def _assert_equal(found, expected, where):
+    assert type(found) is type(expected), where
+    if isinstance(found, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected), where
+    elif isinstance(found, dict):
+        assert list(found) == list(expected), where
+        for name in found:
+            _assert_equal(found[name], expected[name], "{} {}".format(where, name))
+    elif isinstance(found, (list, tuple)):
+        assert len(found) == len(expected), where
+        for number, pair in enumerate(zip(found, expected)):
+            _assert_equal(*pair, "{} {}".format(where, number))
+    else:
+        assert found == expected, where
