@@ -4,6 +4,7 @@ A batch depends on nothing but the seed, the epoch and its number in the epoch: 
 the speed alone.
 """
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -97,7 +98,8 @@ def _leave_signals_to_the_main_process(worker):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS; there SIGTERM ends a worker, whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_on_sigterm_from, args=(multiprocessing.parent_process().pid,),
+                         daemon=True).start()
 
 
 def _end_on_sigterm_from(process):

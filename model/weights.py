@@ -52,7 +52,7 @@ def read_weights(path):
         WeightsError: no such file, not a state dict, damaged, or with values that are not finite.
     """
     weights = read_tensors(path)
-    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "optimizer" in weights:
+    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "training" in weights:
         raise WeightsError("{} is the state of a run, for --resume; the weights are in best.pth and last.pth beside it"
                            .format(path))
     if not isinstance(weights, dict) or not weights or not all(

@@ -12,26 +12,28 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["runs", "run", "run_distill"])
 
 
-def _run(script, argv, output, prepare, prepare_arguments):
+def _run(script, argv, output, workers, prepare, prepare_arguments):
     os.setpgrp()
     out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
     sys.stdin.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background job starts ignores it
+    multiprocessing.set_start_method(workers, force=True)
     torch.set_num_threads(1)  # several runs share the machine, and small networks gain nothing by a second one
     if prepare is not None:
         prepare(*prepare_arguments)
     sys.exit(importlib.import_module(script).main(argv))
 
 
-def start(script, argv, output, prepare=None, *prepare_arguments):
+def start(script, argv, output, prepare=None, *prepare_arguments, workers="fork"):
     """Start ``script`` ("run" or "run_distill") and return its process; what it prints is appended to ``output``.
 
     Args:
         prepare: a function of a module of tests, called in the new process before the script.
+        workers: how loading processes start; "fork" is Python's own way on Linux up to 3.13, "forkserver" from 3.14 on.
     """
-    process = CONTEXT.Process(target=_run, args=(script, list(argv), str(output), prepare, prepare_arguments))
+    process = CONTEXT.Process(target=_run, args=(script, list(argv), str(output), workers, prepare, prepare_arguments))
     process.start()
     return process
 

@@ -115,12 +115,13 @@ def test_a_distillation_goes_on_by_its_directory_alone(teacher, tmp_path):
     assert (tmp_path / "out").read_text()[before:].count("[Epoch 0]") == 0  # the teacher is not measured again
 
 
-def test_with_loading_processes_and_in_bf16(pictures, tmp_path):
+@pytest.mark.parametrize("workers", ["fork", "forkserver"])
+def test_with_loading_processes_and_in_bf16(pictures, tmp_path, workers):
     outcomes = []
     for name, number in (("whole", None), ("run", signal.SIGUSR1)):
         argv = argv_for(pictures, tmp_path / name)
         argv[argv.index("--workers") + 1], argv[argv.index("fp32")] = "1", "auto"
-        process = start("run", argv, tmp_path / "out")
+        process = start("run", argv, tmp_path / "out", workers=workers)
         if number is not None:
             wait_for((tmp_path / name / "checkpoint.pth").exists)
             os.killpg(process.pid, number)  # as SLURM does: every process of the job
