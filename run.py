@@ -15,7 +15,8 @@ The same without data, network or accelerator, on birds that are drawn on first 
 import sys
 
 import dataset
-from engine import options
+from engine import options, ranks
+from engine.batchnorm import synchronised
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
 from engine.device import compiled, place
 from engine.errors import run_script
@@ -31,7 +32,8 @@ from metric import pairsampler
 
 LOSSES = {"l1_triplet": losses.L1Triplet, "l2_triplet": losses.L2Triplet, "contrastive": losses.ContrastiveLoss}
 TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
-                 "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every", "overwrite")
+                 "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every", "overwrite",
+                 "sync_bn")
 
 
 def build_parser():
@@ -100,8 +102,12 @@ def train(args, stated):
     loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
     criterion = LOSSES[args.loss](margin=args.margin, sampler=pairsampler.SAMPLERS[args.sample]())
 
+    network = synchronised(network, device) if args.sync_bn else network
+    model = ranks.parallel(network, device)
+
     def step(images, labels):
-        return {args.loss: criterion(network(images), labels)}
+        embeddings, labels = (ranks.gathered(share, args.batch) for share in (model(images), labels))
+        return {args.loss: criterion(embeddings, labels)}
 
     def evaluate(epoch):
         return evaluate_splits(network, loaders, args.recall, device, epoch)
@@ -117,11 +123,12 @@ def train(args, stated):
 
 
 def run(args, stated):
-    if args.mode == "eval":
-        measure(args, stated)
-    else:
-        with held_directory(args.save_dir):
-            train(args, stated)
+    with ranks.joined():
+        if args.mode == "eval":
+            measure(args, stated)
+        else:
+            with held_directory(args.save_dir if ranks.is_first() else None):
+                train(args, stated)
 
 
 def main(argv=None):

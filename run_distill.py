@@ -15,7 +15,8 @@ import sys
 import torch
 
 import dataset
-from engine import options
+from engine import options, ranks
+from engine.batchnorm import synchronised
 from engine.checkpoint import adopt_data, adopt_network, build_network, describe, read_checkpoint
 from engine.device import compiled, place
 from engine.errors import UsageError, run_script
@@ -73,18 +74,24 @@ def build_terms(args):
     return {name: (ratio, criteria[name]()) for name, ratio in ratios.items() if ratio > 0}
 
 
-def build_step(student, teacher, terms):
-    """Return the training step: (pictures, labels) -> {name: ratio * term}."""
+def build_step(student, teacher, terms, batch):
+    """Return the training step: (this rank's share of ``batch`` pictures, labels) -> {name: ratio * term of all}."""
     def step(images, labels):
         with torch.no_grad():
             *teacher_stages, _, teacher_embeddings = teacher(images, True)
         *stages, _, embeddings = student(images, True)
+        share = len(images) / batch
+        embeddings, teacher_embeddings, labels = (
+            ranks.gathered(rows, batch) for rows in (embeddings, teacher_embeddings, labels))
         values = {}
         for name, (ratio, criterion) in terms.items():
             if name == "triplet":
                 value = criterion(embeddings, labels)
             elif name == "at":
                 value = sum(criterion(stages[number], teacher_stages[number]) for number in (1, 2, 3))
+                value = ranks.summed(share * value)
+            elif name == "angle":
+                value = ranks.summed(criterion(embeddings, teacher_embeddings, ranks.share(batch)))
             else:
                 value = criterion(embeddings, teacher_embeddings)
             values[name] = ratio * value
@@ -145,6 +152,9 @@ def train(args, stated):
     if args.compile:
         compiled(teacher)
         compiled(student)
+    student.linear.requires_grad_(set(terms) != {"at"})  # attention alone says nothing about the embedding
+    student = synchronised(student, device) if args.sync_bn else student
+    model = ranks.parallel(student, device)
 
     def evaluate(epoch):
         return evaluate_splits(student, loaders, args.recall, device, epoch)
@@ -155,7 +165,7 @@ def train(args, stated):
         print("Best Eval Recall: {:.4f}".format(record.best["test"]), flush=True)
 
     optimizer, schedule = make_optimizer(student.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    fit(Training(student, optimizer, schedule, precision, device), build_step(student, teacher, terms),
+    fit(Training(student, optimizer, schedule, precision, device), build_step(model, teacher, terms, args.batch),
         training_loader(train_set, pictures, args, device), evaluate, record, report, args.epochs, args.eval_every,
         args.checkpoint_every)
     result = {"Best Train": record.best["train"]} if "train" in record.best else {}
@@ -163,7 +173,7 @@ def train(args, stated):
 
 
 def run(args, stated):
-    with held_directory(args.save_dir):
+    with ranks.joined(), held_directory(args.save_dir if ranks.is_first() else None):
         train(args, stated)
 
 

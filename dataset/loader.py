@@ -29,12 +29,16 @@ def resized_size(image_size):
 
 
 def default_workers():
-    """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8."""
-    return max(1, min(8, usable_cores() - 1))
+    """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8.
+
+    The processes that torchrun starts on one machine share its cores.
+    """
+    return max(1, min(8, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 class _Batches(Dataset):
-    """Turns a key (picture indices, seed of the crops or None) into (pictures B x 3 x S x S uint8, labels B).
+    """Turns a key (picture indices, seed of the crops or None, (start, stop)) into (pictures B x 3 x S x S uint8,
+    labels B) of the indices from start to stop. The crops of the others are drawn, too, and not used.
 
     The pictures lie in memory as they were decoded, channels last: that is how the networks take them.
     """
@@ -47,24 +51,27 @@ class _Batches(Dataset):
         self.side = side
 
     def __getitem__(self, key):
-        indices, seed = key
+        indices, seed, (start, stop) = key
         size, side = self.image_size, self.side
-        batch = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        batch = np.empty((stop - start, size, size, 3), dtype=np.uint8)
         rng = None if seed is None else np.random.default_rng(seed)
         images = torch.from_numpy(batch)
-        for row, index in enumerate(indices):
+        top = left = int(round((side - size) / 2))
+        flip = False
+        for row, index in enumerate(indices[:stop], -start):
+            if rng is not None:
+                top, left = rng.integers(0, side - size + 1, size=2)
+                flip = rng.random() < 0.5
+            if row < 0:
+                continue
             try:
                 picture = self.pictures[index]
             except DatasetError as error:
                 return error  # an exception that crosses a process boundary comes out as a traceback; a value doesn't
-            if rng is None:
-                top = left = int(round((side - size) / 2))
-            else:
-                top, left = rng.integers(0, side - size + 1, size=2)
             batch[row] = picture[top:top + size, left:left + size]
-            if rng is not None and rng.random() < 0.5:
+            if flip:
                 images[row] = images[row].flip(1)  # torch's is ten times as fast as NumPy's here
-        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[list(indices)])
+        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[list(indices[start:stop])])
 
 
 class _Keys:
@@ -109,12 +116,14 @@ def _end_on_sigterm_from(process):
 
 
 # Functions and not methods: a loader that refers to itself would live on, and its processes with it.
-def _training_key(batch_sampler, seed, epoch, batch):
-    return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM)
+def _training_key(batch_sampler, seed, share, epoch, batch):
+    return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM), share
 
 
-def _evaluation_key(count, batch_size, batch):
-    return range(batch * batch_size, min((batch + 1) * batch_size, count)), None
+def _evaluation_key(share, batch_size, batch):
+    first = share[0] + batch * batch_size
+    indices = range(first, min(first + batch_size, share[1]))
+    return indices, None, (0, len(indices))
 
 
 def _checked(batches):
@@ -135,11 +144,19 @@ class TrainLoader:
         workers: loading processes; 0 loads in this one.
         pin_memory: put batches into page-locked memory, for a faster copy to an accelerator.
         pictures: the resized pictures of ``dataset``, as ``open_pictures`` gives them; None decodes each time.
+        share: (start, stop) of the pictures of each batch that this process takes; None for all. They are the same
+            pictures, cropped in the same way, as a process that takes all of them has there.
+
+    Attributes:
+        batch_size: pictures in a batch, all shares together.
     """
 
-    def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False, pictures=None):
+    def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False, pictures=None,
+                 share=None):
         self.batch_sampler = batch_sampler
+        self.batch_size = batch_sampler.batch_size
         self.seed = seed
+        self.share = (0, self.batch_size) if share is None else share
         self.keys = _Keys(len(batch_sampler))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=True)
@@ -154,19 +171,25 @@ class TrainLoader:
             DatasetError: a picture can't be read.
         """
         self.keys.first = first
-        self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, number)
+        self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, self.share, number)
         return _checked(self.loader)
 
 
 class EvaluationLoader:
     """Every picture of ``dataset`` once, in order, centre crop: an iterable of (pictures, labels).
 
-    Args: as in ``TrainLoader``. ``count`` is the number of pictures.
+    Args: as in ``TrainLoader``; share: (start, stop) of the pictures that this process takes.
+
+    Attributes:
+        count: pictures that come. total: pictures in ``dataset``. batch_size: as given.
     """
 
-    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None):
-        self.count = len(dataset)
-        self.keys = _Keys(-(-self.count // batch_size), functools.partial(_evaluation_key, self.count, batch_size))
+    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None, share=None):
+        start, stop = (0, len(dataset)) if share is None else share
+        self.count = stop - start
+        self.total = len(dataset)
+        self.batch_size = batch_size
+        self.keys = _Keys(-(-self.count // batch_size), functools.partial(_evaluation_key, (start, stop), batch_size))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=False)
 

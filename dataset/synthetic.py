@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dataset.base import usable_cores
 from dataset.birds import PLUMAGE, Species
+from dataset.locking import locked
 from dataset.scenery import draw_bird
 
 VERSION = 1
@@ -234,7 +235,8 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
         classes, pictures, size: another set, in a folder of another name: 1 to 80 classes, pictures in each, pixels.
 
     The folder appears whole or not at all: it is drawn beside its place and renamed. A folder that isn't whole is drawn
-    anew. Processes that start at the same time each draw; the first one's folder stays, and all use it.
+    anew. Of processes that start at the same time one draws, and the others wait; where the disk knows no locks, each
+    draws, the first one's folder stays, and all use it.
 
     Raises:
         OSError: root can't be written.
@@ -250,9 +252,12 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
     was_there = os.path.lexists(folder)
     if not _is_whole(folder):
         try:
-            if was_there:
-                _put_away(folder)
-            _draw_into_place(root, name, (seed, classes, pictures, size, processes, progress))
+            os.makedirs(root, exist_ok=True)
+            with locked(folder + ".lock"):
+                if not _is_whole(folder):
+                    if was_there:
+                        _put_away(folder)
+                    _draw_into_place(root, name, (seed, classes, pictures, size, processes, progress))
         except OSError as error:
             reason = "the birds can't be drawn ({})".format(error.strerror or error)
             raise OSError(error.errno, reason, folder) from error

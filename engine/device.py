@@ -4,6 +4,8 @@ import random
 import numpy as np
 import torch
 
+from dataset import usable_cores
+from engine import ranks
 from engine.errors import UsageError
 from model.compat import compile_network, keep_freed_memory, require_float32_products
 
@@ -25,15 +27,19 @@ def resolve_device(name):
             device = torch.device(name)
         except RuntimeError:
             raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
+        device = _of_this_rank(device)
         reason = _failure(device)
         if reason:
             raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
         return device, "as asked"
     reasons = []
     for candidate in ("cuda", "mps"):
-        reason = _failure(torch.device(candidate)) if _is_present(candidate) else "none"
+        reason = "none"
+        if _is_present(candidate):
+            device = _of_this_rank(torch.device(candidate))
+            reason = _failure(device)
         if reason is None:
-            return torch.device(candidate), "the first accelerator that works"
+            return device, "the first accelerator that works"
         reasons.append("{}: {}".format(candidate, reason))
     return torch.device("cpu"), "no accelerator that works; " + ", ".join(reasons)
 
@@ -42,6 +48,8 @@ def prepare_device(device):
     """Set what makes the device fast and changes no figure beyond rounding."""
     if device.type == "cpu":
         keep_freed_memory()
+        if ranks.count() > 1:
+            torch.set_num_threads(max(1, usable_cores() // ranks.local()[1]))
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # pictures are all of one size
 
@@ -69,6 +77,20 @@ def seed_everything(seed):
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
+
+
+def _of_this_rank(device):
+    """Return the device of this rank: each process on a machine has an accelerator of its own."""
+    if ranks.count() == 1 or device.type == "cpu":
+        return device
+    number, count = ranks.local()
+    if device.type != "cuda" or device.index is not None:
+        raise UsageError("--device {} is one device for {} processes; give cuda, cpu or auto".format(
+            device, ranks.count()))
+    if count > torch.cuda.device_count():
+        raise UsageError("{} processes on a machine with {} accelerators; give torchrun --nproc_per_node {}".format(
+            count, torch.cuda.device_count(), torch.cuda.device_count()))
+    return torch.device("cuda", number)
 
 
 def _is_present(kind):

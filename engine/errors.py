@@ -2,6 +2,9 @@
 import os
 import signal
 import sys
+import time
+
+import torch.distributed as dist
 
 from dataset import BrokenPicturesError, DatasetError
 from engine.interruption import Stopped, handled_interruptions, interrupted
@@ -10,6 +13,8 @@ from model import WeightsError
 __all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
+SECONDS_FOR_THE_FIRST = 3
+LOST = ("gloo", "nccl", "peer", "socket", "timed out", "process group", "collective")
 
 
 class UsageError(Exception):
@@ -46,7 +51,11 @@ def run_script(program, body):
         message, code = str(error), EXIT_FAILURE
     except (MemoryError, RuntimeError) as error:
         code = EXIT_FAILURE
-        if interrupted():  # a process that was just starting died of the same signal
+        if _has_lost_companions(error):
+            message = ("another process of this run has ended or can't be reached; the last checkpoint.pth, if a "
+                       "--save_dir was given, is whole: --resume goes on from it ({})".format(
+                           str(error).strip().splitlines()[0]))
+        elif interrupted():  # a process that was just starting died of the same signal
             message, code = _of_signal(Stopped(interrupted(), between_steps=False))
         elif _is_out_of_memory(error):
             message = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
@@ -55,8 +64,19 @@ def run_script(program, body):
             message = "a loading process was killed, perhaps for want of memory; try fewer --workers"
         else:
             raise
-    print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        if code != EXIT_FAILURE:  # most likely the first process says the same, and the launcher ends us meanwhile
+            time.sleep(SECONDS_FOR_THE_FIRST)
+        program += " [rank {}]".format(rank)
+    print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr, flush=True)
     return code
+
+
+def _has_lost_companions(error):
+    """Whether an error of torch.distributed says that another process is gone; it has no one class for that."""
+    text = str(error).lower()
+    return dist.is_available() and dist.is_initialized() and any(word in text for word in LOST)
 
 
 def _of_signal(error):

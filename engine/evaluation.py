@@ -5,6 +5,7 @@ import contextlib
 import torch
 from tqdm import tqdm
 
+from engine import ranks
 from engine.errors import TrainingError
 from engine.interruption import deferred_interruptions, stop_if_interrupted
 from metric.utils import recall
@@ -19,16 +20,20 @@ COLLAPSED_SPREAD = 0.01
 
 
 def embed(network, loader, device, description="Embedding", precision=None):
-    """Return (embeddings N x d, labels N) of every picture in ``loader``, on ``device``; the mode is put back.
+    """Return (embeddings N x d, labels N) of every picture in the set, on ``device``; the mode is put back.
+
+    Each rank embeds its share, and all of them get everything.
 
     Args:
+        loader: an ``EvaluationLoader`` of this rank's share.
         precision: a ``Precision``; None for float32.
     """
     was_training = network.training
     network.eval()
     embeddings, labels, done = None, torch.empty(loader.count, dtype=torch.int64), 0
+    least = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
     # Written into place: a list of batches would hold all embeddings twice when it is put together.
-    for images, batch_labels in tqdm(loader, desc=description, leave=False, disable=None):
+    for number, (images, batch_labels) in enumerate(tqdm(loader, desc=description, leave=False, disable=None)):
         with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
             batch = network(images.to(device, non_blocking=True))
         if embeddings is None:
@@ -36,9 +41,10 @@ def embed(network, loader, device, description="Embedding", precision=None):
         embeddings[done:done + len(batch)] = batch
         labels[done:done + len(batch)] = batch_labels
         done += len(batch)
-        stop_if_interrupted()
+        if number < least:
+            stop_if_interrupted()
     network.train(was_training)
-    return embeddings, labels.to(device)
+    return ranks.gathered(embeddings, loader.total), ranks.gathered(labels.to(device), loader.total)
 
 
 def relative_spread(embeddings):
@@ -61,7 +67,8 @@ def measure(network, loader, ks, device, description="Embedding", precision=None
     if broken:
         raise TrainingError("{} of {} embeddings are not finite ({}); the weights of the last whole epoch stay as they "
                             "are; try a lower --lr".format(broken, len(embeddings), description))
-    return Measurement(dict(zip(ks, recall(embeddings, labels, K=ks))), relative_spread(embeddings))
+    recalls = ranks.from_first(lambda: recall(embeddings, labels, K=ks))
+    return Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
 
 
 @deferred_interruptions()

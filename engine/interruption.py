@@ -8,14 +8,21 @@ any of these signals outside the loops, ends the run at once.
 import contextlib
 import signal
 import threading
+import time
 
-__all__ = ["Stopped", "handled_interruptions", "deferred_interruptions", "interrupted", "stop_if_interrupted"]
+__all__ = ["Stopped", "handled_interruptions", "deferred_interruptions", "interrupted", "stop_if_interrupted",
+           "agree_with"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _OF_PYTHON = {signal.SIGINT: signal.default_int_handler}
 
+# A launcher passes on the Ctrl-C that the terminal has sent to all; the two come together, and are one.
+TOGETHER_SECONDS = 0.5
+
 _loops = []
 _marks = []
+_agreement = None
+_last_sigint = float("-inf")
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,6 +41,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def _handle(number, frame):
+    global _last_sigint
+    if number == signal.SIGINT:
+        now = time.monotonic()
+        repeated, _last_sigint = now - _last_sigint < TOGETHER_SECONDS, now
+        if repeated and _marks:
+            return
     _marks.append(number)
     if not _loops or _marks.count(signal.SIGINT) > 1:
         raise Stopped(number, between_steps=False)
@@ -71,6 +84,18 @@ def interrupted():
 
 
 def stop_if_interrupted():
-    """Raise ``Stopped`` if a signal has come; to be called between two steps."""
-    if _marks:
-        raise Stopped(_marks[0], between_steps=True)
+    """Raise ``Stopped`` if a signal has come to this process or, see ``agree_with``, to one of its companions.
+
+    To be called between two steps; with companions, by all of them equally often.
+    """
+    number = int(interrupted() or 0)
+    if _agreement is not None:
+        number = _agreement(number)
+    if number:
+        raise Stopped(number, between_steps=True)
+
+
+def agree_with(agreement):
+    """From now on ``stop_if_interrupted`` follows ``agreement``: (number of a signal, or 0) -> the same for all."""
+    global _agreement
+    _agreement = agreement

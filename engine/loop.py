@@ -5,8 +5,9 @@ import torch
 from tqdm import tqdm
 
 from dataset import DatasetError
+from engine import ranks
 from engine.errors import TrainingError
-from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted
+from engine.interruption import Stopped, deferred_interruptions, interrupted, stop_if_interrupted
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 
@@ -114,7 +115,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
                 scaler.update()
 
             losses.add(loss.detach(), {name: term.detach() for name, term in terms.items()})
-            progress.pictures += len(images)
+            progress.pictures += loader.batch_size
             progress.batch += 1
             ended = time.perf_counter()
             progress.seconds, began = progress.seconds + ended - began, ended
@@ -124,6 +125,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
             bar.update()
             if due:
                 record.checkpoint(training, progress)
+    ranks.spread_buffers(network)
     training.schedule.step()
 
 
@@ -131,7 +133,8 @@ def _next(batches):
     try:
         return next(batches)
     except RuntimeError:
-        stop_if_interrupted()  # a loading process that was just starting died of the signal
+        if interrupted():  # a loading process that was just starting died of the signal
+            raise Stopped(interrupted(), between_steps=True) from None
         raise
 
 

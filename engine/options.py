@@ -3,6 +3,7 @@ import argparse
 import math
 
 from dataset import DATASETS, default_workers, usable_cores
+from engine import ranks
 from engine.errors import EXIT_USAGE, UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
@@ -86,10 +87,14 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option with one line, without the whole usage before it."""
+    """Answers a wrong option with one line, without the whole usage before it; of several processes, the first does."""
+
+    def _print_message(self, message, file=None):
+        if ranks.is_first():
+            super()._print_message(message, file)
 
     def error(self, message):
-        self.exit(EXIT_USAGE, "{}: error: {} (--help lists the options)\n".format(self.prog, message))
+        self.exit(EXIT_USAGE, "{}: error: {} (--help lists the options)\n".format(self.prog, " ".join(message.split())))
 
 
 def new_parser(program, description):
@@ -169,6 +174,8 @@ def add_run_options(parser):
                        help="arithmetic of the networks in training; auto: bf16 where the device has it in hardware, "
                             "else fp32. Losses are float32, and so is every measurement unless --mode eval is told "
                             "otherwise")
+    group.add_argument("--sync_bn", action="store_true",
+                       help="under torchrun: BatchNorm over the whole batch instead of each process's share of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", metavar="DIR",
                        help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt and "

@@ -10,6 +10,7 @@ import platform
 
 import torch
 
+from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.files import write_json, write_tensors, write_text
 from engine.resume import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, digest_of,
@@ -37,7 +38,8 @@ class RunRecord:
     """
 
     def __init__(self, script, args, saved=None, inputs=()):
-        self.directory = args.save_dir
+        self.save_dir = args.save_dir
+        self.directory = args.save_dir if ranks.is_first() else None
         self.k = args.recall[0]
         self.script = script
         self.options = dict(vars(args))
@@ -87,7 +89,7 @@ class RunRecord:
             if self.saved["data"].get(split) != [count, digest]:
                 raise UsageError("the pictures of the {} set are not those that the run in {} began with ({} then, {} "
                                  "now): put them back, or start again with --overwrite instead of --resume".format(
-                                     split, self.directory, self.saved["data"].get(split, [0])[0], count))
+                                     split, self.save_dir, self.saved["data"].get(split, [0])[0], count))
 
     def begin(self, training):
         """Return the ``Progress`` to go on from; with a saved run, ``training`` and all files are put to that state.
@@ -98,7 +100,7 @@ class RunRecord:
         progress = Progress()
         if self.saved is None:
             return progress
-        training.restore(self._path(CHECKPOINT), self.saved["network"], self.saved["training"])
+        training.restore(os.path.join(self.save_dir, CHECKPOINT), self.saved["network"], self.saved["training"])
         progress.restore(self.saved["progress"], training.device)
         began_in = self.saved["training"]["precision"]
         if began_in != training.precision.name:
@@ -106,6 +108,8 @@ class RunRecord:
         vars(self).update({name: self.saved["record"][name] for name in ("best", "final", "best_epoch", "untrained")})
         self.log, self.speed = list(self.saved["log"]), list(self.saved["speed"])
         self.saved = None  # its tensors are free to go
+        if self.directory is None:
+            return progress
         write_json(self._path(CONFIG), self._config())
         if progress.epoch <= self.options["epochs"]:
             self._remove(RESULT)
@@ -171,9 +175,10 @@ class RunRecord:
 
     def advice(self):
         """Return in words how to go on with this run."""
-        if self.directory is None:
+        if self.save_dir is None:
             return "nothing was kept, since no --save_dir was given"
-        return "to go on: python3 {} --resume --save_dir {}".format(self.script, self.directory)
+        return "to go on: {} {} --resume --save_dir {}".format(
+            "python3" if ranks.count() == 1 else "torchrun as before,", self.script, self.save_dir)
 
     def finish(self, lines):
         """Write ``result.txt``: {what: fraction}, shown in percent."""

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 
+from engine import ranks
 from engine.errors import UsageError
 from engine.state import read_state
 from model import WeightsError
@@ -33,6 +34,12 @@ def saved_run(args, stated, script):
     """
     if not args.resume:
         return None
+    saved, values = ranks.from_first(lambda: (_saved_run(args, stated, script), vars(args)))
+    vars(args).update(values)
+    return saved
+
+
+def _saved_run(args, stated, script):
     if args.save_dir is None:
         raise UsageError("--resume needs --save_dir, the directory of the run to go on with")
     if args.overwrite:

@@ -3,6 +3,7 @@ import collections
 import json
 
 from dataset import EvaluationLoader, TrainLoader, open_pictures, resized_size
+from engine import ranks
 from engine.device import prepare_device, resolve_device, seed_everything
 from engine.errors import UsageError
 from engine.precision import resolve_precision
@@ -21,14 +22,19 @@ def start(args):
     Raises:
         UsageError: the device or the precision doesn't work here.
     """
+    if args.batch < ranks.count():
+        raise UsageError("--batch {} is divided among {} processes; take a batch of at least that".format(
+            args.batch, ranks.count()))
     device, why = resolve_device(args.device)
     prepare_device(device)
+    ranks.use_device(device)
     precision, precision_why = resolve_precision(args.precision, device,
                                                  measuring_only=getattr(args, "mode", "train") == "eval")
     seed_everything(args.seed)
     print("Options: {}".format(json.dumps(vars(args), sort_keys=True)))
     print("Seed: {}".format(args.seed))
     print("Device: {} ({})".format(device, why))
+    print("Processes: {}".format(ranks.describe(device)))
     print("Precision: {} ({})".format(precision.name, precision_why), flush=True)
     return device, precision
 
@@ -53,6 +59,8 @@ def check_splits(train_set, test_set, args, training=True, pairs_needed=False):
         if len(images.classes) < 2:
             raise UsageError("the {} set has {}; at least 2 classes are needed".format(
                 split, "only one class ({})".format(images.classes[0]) if images.classes else "no pictures"))
+        if len(images) < ranks.count():
+            raise UsageError("the {} set has {} pictures for {} processes".format(split, len(images), ranks.count()))
         if max(args.recall) > len(images) - 1:
             raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
                 max(args.recall), split, len(images) - 1))
@@ -129,12 +137,12 @@ def training_loader(train_set, pictures, args, device):
     """Return the ``TrainLoader`` of class-balanced batches."""
     batches = NPairs(train_set, args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
     return TrainLoader(train_set, batches, args.image_size, args.seed, args.workers, device.type != "cpu",
-                       pictures["train"])
+                       pictures["train"], ranks.share(args.batch))
 
 
 def evaluation_loaders(train_set, test_set, pictures, args, device):
     """Return {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second."""
     splits = {"test": test_set} if args.no_train_recall else {"train": train_set, "test": test_set}
     return {split: EvaluationLoader(images, args.batch, args.image_size, args.workers, device.type != "cpu",
-                                    pictures[split])
+                                    pictures[split], ranks.share(len(images)))
             for split, images in splits.items()}

@@ -24,20 +24,24 @@ PRODUCT_ENTRIES = 2 ** 17
 DIFFERENCE_ENTRIES = 2 ** 24
 
 
-def angle_loss(student, teacher):
-    """The loss of student (N x d) against teacher (N x any dimension): two matrices of one type, on one device."""
-    return _AngleLoss.apply(student, teacher, _ByProducts if student.device.type == "cpu" else _ByDifferences)
+def angle_loss(student, teacher, first=0, last=None):
+    """The loss of student (N x d) against teacher (N x any dimension): two matrices of one type, on one device.
+
+    With ``first`` and ``last`` it is the part of the mean that belongs to the vertices i, first <= i < last.
+    """
+    return _AngleLoss.apply(student, teacher, _ByProducts if student.device.type == "cpu" else _ByDifferences, first,
+                            len(student) if last is None else last)
 
 
 class _AngleLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student, teacher, kind):
+    def forward(ctx, student, teacher, kind, first, last):
         n = len(student)
         students, teachers = kind(student), kind(teacher)
         total = torch.zeros((), dtype=students.sum_type, device=student.device)
         step = kind.vertices_at_a_time(n, max(student.shape[1], teacher.shape[1]))
-        for start in range(0, n, step):
-            vertices = slice(start, min(start + step, n))
+        for start in range(first, last, step):
+            vertices = slice(start, min(start + step, last))
             cosines = students.cosines(vertices)
             difference = cosines - teachers.cosines(vertices)
             # Smooth-L1 with its slope w = clamp(x, -1, 1) is w (x - w / 2).
@@ -53,7 +57,7 @@ class _AngleLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer):
         gradient, = ctx.saved_tensors
-        return outer * gradient, None, None
+        return outer * gradient, None, None, None, None
 
 
 def _inverse(length):

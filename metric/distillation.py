@@ -68,7 +68,7 @@ def rkd_distance_loss(student, teacher):
 
 
 @full_precision
-def rkd_angle_loss(student, teacher):
+def rkd_angle_loss(student, teacher, vertices=None):
     """Angle-wise relational distillation (Park et al., CVPR 2019, arXiv:1904.05068).
 
         u_ij = (e_j - e_i) / max(|e_j - e_i|, 1e-12)
@@ -80,6 +80,8 @@ def rkd_angle_loss(student, teacher):
     Args:
         student: N x d, teacher: N x any dimension; floating point, on one device. Memory is N^2 times a constant (on
             accelerators: a block of vertices times N (N + d)), not N^3.
+        vertices: (first, last) for the part of the mean that belongs to the vertices i, first <= i < last. The parts of
+            several processes add up to the whole, and so do their gradients. None for all.
 
     Returns:
         scalar.
@@ -92,7 +94,12 @@ def rkd_angle_loss(student, teacher):
         TypeError, ValueError: types, shapes (both are shown) or devices.
     """
     teacher = _checked_embeddings(student, teacher)
-    return angle_loss(student, teacher)
+    if vertices is None:
+        return angle_loss(student, teacher)
+    first, last = vertices
+    if not 0 <= first <= last <= len(student):
+        raise ValueError("vertices must lie between 0 and N = {}, got {}".format(len(student), tuple(vertices)))
+    return angle_loss(student, teacher, first, last)
 
 
 @full_precision
@@ -215,8 +222,8 @@ class RkdDistance(nn.Module):
 class RKdAngle(nn.Module):
     """`rkd_angle_loss`: (student N x d, teacher N x any dimension) -> scalar."""
 
-    def forward(self, student, teacher):
-        return rkd_angle_loss(student, teacher)
+    def forward(self, student, teacher, vertices=None):
+        return rkd_angle_loss(student, teacher, vertices)
 
 
 class HardDarkRank(nn.Module):

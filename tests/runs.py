@@ -3,6 +3,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -36,6 +37,39 @@ def start(script, argv, output, prepare=None, *prepare_arguments, workers="fork"
     process = CONTEXT.Process(target=_run, args=(script, list(argv), str(output), workers, prepare, prepare_arguments))
     process.start()
     return process
+
+
+def _as_rank(number, count, port):
+    os.environ.update(RANK=str(number), WORLD_SIZE=str(count), LOCAL_RANK=str(number), LOCAL_WORLD_SIZE=str(count),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(count, script, argv, output):
+    """Start ``count`` processes of one run, as torchrun does; rank r prints into ``output`` with its number added."""
+    port = free_port()
+    return [start(script, argv, "{}{}".format(output, rank), _as_rank, rank, count, port) for rank in range(count)]
+
+
+def _call_as_rank(number, count, port, function, arguments):
+    _as_rank(number, count, port)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def call_in_ranks(count, function, *arguments):
+    """Call a function of a module of tests in ``count`` processes that are ranks of one run."""
+    port = free_port()
+    processes = [CONTEXT.Process(target=_call_as_rank, args=(rank, count, port, function, arguments))
+                 for rank in range(count)]
+    for process in processes:
+        process.start()
+    assert [finish(process) for process in processes] == [0] * count
 
 
 def finish(process, seconds=120):

@@ -138,6 +138,7 @@ def test_training_crops_are_windows_of_the_resized_picture(pictures):
         def __len__(self):
             return 1
 
+    OneBatch.batch_size = len(OneBatch().draw(1, 0))
     (batch, _), = TrainLoader(images, OneBatch(), size).epoch(1)
     whole = load_resized(images.samples[0][0], side)
     windows = {}

@@ -169,7 +169,7 @@ def test_terms_are_those_asked_for_times_their_ratio():
         if name == "triplet":
             argv += ["--triplet_sample", "all"]
         terms = run_distill.build_terms(run_distill.build_parser().parse_args(argv))
-        values = run_distill.build_step(*networks, terms)(None, labels)
+        values = run_distill.build_step(*networks, terms, 8)(torch.empty(8), labels)
         assert list(values) == [name] and values[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
 
 
@@ -179,7 +179,7 @@ def test_teacher_stays_as_it_is(teacher, pictures):
     network = build_network(checkpoint.options, checkpoint).eval().requires_grad_(False)
     student = build_network(dict(checkpoint.options, embedding_size=4))
     args = run_distill.build_parser().parse_args(distil(teacher, "--dist_ratio", "1", "--at_ratio", "1"))
-    step = run_distill.build_step(student, network, run_distill.build_terms(args))
+    step = run_distill.build_step(student, network, run_distill.build_terms(args), 4)
     sum(step(torch.rand(4, 3, 64, 64), torch.tensor([0, 0, 1, 1])).values()).backward()
     assert all(torch.equal(value, checkpoint.weights[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())

@@ -1,0 +1,39 @@
+"""BatchNorm over the global batch. PyTorch's SyncBatchNorm is for GPUs; on a CPU ours does the same."""
+import torch
+import torch.nn as nn
+
+from engine import ranks
+
+__all__ = ["synchronised"]
+
+
+def synchronised(network, device):
+    """Return ``network`` with every BatchNorm2d taking its mean and variance over the batches of all ranks."""
+    if ranks.count() == 1:
+        return network
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in list(network.modules()):
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _SynchronisedBatchNorm
+    return network
+
+
+class _SynchronisedBatchNorm(nn.BatchNorm2d):
+    def forward(self, images):
+        if not self.training:
+            return super().forward(images)
+        values = images.float()
+        channels = values.shape[1]
+        ours = values.new_full((1,), values.numel() // channels)
+        total = ranks.summed(torch.cat([values.sum((0, 2, 3)), ours]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = values - mean.view(1, -1, 1, 1)
+        variance = ranks.summed(centred.pow(2).sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(images.dtype)
