@@ -175,7 +175,7 @@ def _train_with_sgd(argv):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_epoch_is_that_of_one_process(pictures, tmp_path, count):
-    argv = ["--sync_bn", "--epochs", "1", "--iter_per_epoch", "4", "--sample", "all", "--lr", "1e-3"]
+    argv = ["--sync_bn", "--epochs", "1", "--iter_per_epoch", "4", "--sample", "all", "--lr", "1e-4"]
     for name, processes in (("alone", 1), ("several", count)):
         call_in_ranks(processes, _train_with_sgd, argv_for(pictures, tmp_path / name, *argv))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -187,7 +187,7 @@ def test_an_epoch_is_that_of_one_process(pictures, tmp_path, count):
     alone, found = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "several"))
     moved, apart = (sum(float((alone[name] - other[name]).double().pow(2).sum()) for name in alone
                         if name.endswith(("weight", "bias"))) ** 0.5 for other in (start, found))
-    assert moved > 0 and apart < 1e-2 * moved
+    assert moved > 0 and apart < 1e-2 * moved, apart / moved
 
 
 def test_only_the_first_rank_prints_and_writes(pair):
