@@ -1,0 +1,75 @@
+"""What needs a GPU: the same losses and recalls as on the CPU, resumption, several processes. Skipped where there is
+none."""
+import json
+
+import pytest
+import torch
+
+import run
+import run_distill
+from conftest import options_for
+from metric.loss import HardDarkRank, L2Triplet, RkdDistance, RKdAngle
+from metric.pairsampler import AllPairs
+from metric.utils import recall
+from runs import complete, finish, start_ranks
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+
+
+def on_gpu(argv):
+    argv = list(argv)
+    argv[argv.index("--device") + 1] = "cuda"
+    return argv
+
+
+@pytest.mark.parametrize("criterion", [RkdDistance(), RKdAngle(), HardDarkRank(), "triplet"], ids=str)
+def test_losses_are_those_of_the_cpu(criterion):
+    torch.manual_seed(0)
+    student, teacher, labels = torch.randn(48, 16), torch.randn(48, 32), torch.arange(48) // 4
+    found = []
+    for device in ("cpu", "cuda"):
+        embeddings = student.to(device).requires_grad_()
+        if criterion == "triplet":
+            loss = L2Triplet(0.2, AllPairs())(embeddings, labels.to(device))
+        else:
+            loss = criterion(embeddings, teacher.to(device))
+        loss.backward()
+        found.append((float(loss.detach()), embeddings.grad.cpu()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert float((found[1][1] - found[0][1]).abs().max()) <= 1e-4 * float(found[0][1].abs().max())
+
+
+def test_recalls_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    embeddings, labels = torch.randn(2000, 64), torch.arange(2000) // 10
+    assert recall(embeddings.cuda(), labels.cuda(), K=[1, 10, 100]) == recall(embeddings, labels, K=[1, 10, 100])
+
+
+def test_both_scripts_train_and_resume(pictures, tmp_path, capsys):
+    teacher = str(tmp_path / "teacher")
+    assert run.main(on_gpu(options_for(pictures, "--save_dir", teacher))) == 0
+    assert "Device: cuda" in capsys.readouterr().out
+    assert run.main(["--resume", "--save_dir", teacher, "--epochs", "3", "--workers", "0"]) == 0
+    with open(teacher + "/log.jsonl") as file:
+        assert [json.loads(line)["epoch"] for line in file] == [0, 1, 2, 3]
+    assert run_distill.main(["--teacher_load", teacher + "/best.pth", "--base", "resnet18", "--pretrained", "none",
+                             "--embedding_size", "4", "--batch", "8", "--num_image_per_class", "3", "--iter_per_epoch",
+                             "2", "--epochs", "1", "--workers", "0", "--device", "cuda", "--dist_ratio", "1",
+                             "--angle_ratio", "2", "--at_ratio", "1"]) == 0
+
+
+def test_out_of_memory_says_what_to_lower(pictures, capsys, monkeypatch):
+    monkeypatch.setattr(run, "place", lambda network, device: torch.empty(2 ** 50, device=device))
+    assert run.main(on_gpu(options_for(pictures))) == 1
+    assert "out of memory: lower --batch" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than 2 GPUs here")
+def test_two_gpus_are_one(pictures, tmp_path):
+    argv = on_gpu(options_for(pictures, "--sync_bn", "--precision", "fp32", "--epochs", "1", "--save_dir"))
+    assert complete("run", argv + [str(tmp_path / "one")], tmp_path / "out") == 0
+    assert [finish(process) for process in start_ranks(2, "run", argv + [str(tmp_path / "two")], tmp_path / "out")] == [
+        0, 0]
+    one, two = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+                for name in ("one", "two"))
+    assert two[1]["loss"] == pytest.approx(one[1]["loss"], rel=1e-3)
