@@ -1,5 +1,6 @@
 """Distillation losses against plain loops, their invariances, and their corner cases."""
 
+import functools
 import math
 
 import pytest
@@ -317,6 +318,10 @@ def test_contract_of_maps():
 WAYS = [angles._ByProducts, angles._ByDifferences]
 
 
+def angle_loss_by(way, student, teacher, first=0, last=None):
+    return angles._AngleLoss.apply(student, teacher, way, first, len(student) if last is None else last)
+
+
 @pytest.mark.parametrize("vertices", [1, 3, 100])
 @pytest.mark.parametrize("way", WAYS)
 def test_both_ways_to_the_angles_equal_loops(monkeypatch, way, vertices):
@@ -324,10 +329,12 @@ def test_both_ways_to_the_angles_equal_loops(monkeypatch, way, vertices):
     student, teacher = random_tensor(7, 3), random_tensor(7, 5, seed=1)
     student[4] = student[2]  # a zero edge
     student.requires_grad_()
-    loss = angles._AngleLoss.apply(student, teacher, way)
+    loss = angle_loss_by(way, student, teacher)
     assert loss.item() == pytest.approx(loop_rkd_angle(student.tolist(), teacher.tolist()), rel=1e-9)
     apart = random_tensor(6, 3, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: angles._AngleLoss.apply(x, teacher[:6], way), (apart,))
+    assert torch.autograd.gradcheck(lambda x: angle_loss_by(way, x, teacher[:6]), (apart,))
+    parts = angle_loss_by(way, student, teacher, 0, 3) + angle_loss_by(way, student, teacher, 3)
+    assert parts.item() == pytest.approx(loss.item(), rel=1e-12)
 
 
 def nearby(kind):
@@ -344,7 +351,7 @@ def nearby(kind):
 @pytest.mark.parametrize("unit_length", [False, True])
 @pytest.mark.parametrize("kind", ["random", "shifted", "close"])
 @pytest.mark.parametrize("function", [rkd_distance_loss, rkd_angle_loss, hard_darkrank_loss] + [
-    (lambda way: lambda student, teacher: angles._AngleLoss.apply(student, teacher, way))(way) for way in WAYS])
+    functools.partial(angle_loss_by, way) for way in WAYS])
 def test_float32_is_within_1e_4_of_float64(function, kind, unit_length):
     teacher = random_tensor(128, 512, seed=5).float()
     student = nearby(kind)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import synthetic
+from dataset import locking, synthetic
 from dataset.scenery import draw_bird
 from dataset.synthetic import contact_sheet, prepare_birds, species
 
@@ -106,6 +106,9 @@ def test_a_failure_while_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_second_of_two_that_draw_at_once_uses_the_first_ones_folder(small, tmp_path, monkeypatch):
+    """Where the disk knows no locks; with locks the second waits."""
+    monkeypatch.setattr(locking, "fcntl", None)
+
     def overtaken(bird, rng, size):
         monkeypatch.setattr(synthetic, "draw_bird", draw_bird)
         winner.append(prepare_birds(str(tmp_path), processes=1, **SMALL))
