@@ -13,7 +13,7 @@ from model import WeightsError
 __all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
-SECONDS_FOR_THE_FIRST = 3
+SECONDS_FOR_THE_FIRST = 8  # torchrun of torch 1.10 looks every 5 s whether a process has ended
 LOST = ("gloo", "nccl", "peer", "socket", "timed out", "process group", "collective")
 
 

@@ -37,7 +37,7 @@ def _gradients(case):
     """Return (loss, gradients) of one step on this rank's share of a fixed batch, BatchNorm frozen."""
     kind, name, value = case
     student, teacher = _network(8, 0), _network(16, 1)
-    labels = torch.arange(BATCH) // 3
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3])
     images = torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     # Pictures of noise are all alike; the negatives of a triplet then hang on the last digit.
     images *= torch.linspace(0.1, 1, BATCH).view(-1, 1, 1, 1)
@@ -175,7 +175,8 @@ def _train_with_sgd(argv):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_an_epoch_is_that_of_one_process(pictures, tmp_path, count):
-    argv = ["--sync_bn", "--epochs", "1", "--iter_per_epoch", "4", "--sample", "all", "--lr", "1e-4"]
+    # Few steps: where a triplet's hinge lies on the last digit, two runs part for good.
+    argv = ["--sync_bn", "--epochs", "1", "--iter_per_epoch", "2", "--sample", "all", "--lr", "1e-4"]
     for name, processes in (("alone", 1), ("several", count)):
         call_in_ranks(processes, _train_with_sgd, argv_for(pictures, tmp_path / name, *argv))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -187,7 +188,7 @@ def test_an_epoch_is_that_of_one_process(pictures, tmp_path, count):
     alone, found = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "several"))
     moved, apart = (sum(float((alone[name] - other[name]).double().pow(2).sum()) for name in alone
                         if name.endswith(("weight", "bias"))) ** 0.5 for other in (start, found))
-    assert moved > 0 and apart < 1e-2 * moved, apart / moved
+    assert moved > 0 and apart < 1e-3 * moved, apart / moved
 
 
 def test_only_the_first_rank_prints_and_writes(pair):
@@ -265,7 +266,6 @@ def test_torchrun(pictures, tmp_path, more, code, expected):
 @pytest.mark.parametrize("environment, more, expected", [
     ({"WORLD_SIZE": "16"}, [], "--batch 8 is divided among 16 processes"),
     ({"WORLD_SIZE": "many"}, [], "the environment gives WORLD_SIZE the value 'many'"),
-    ({"WORLD_SIZE": "2"}, ["--device", "mps"], "is one device for 2 processes"),
     ({"WORLD_SIZE": "2"}, ["--device", "cuda:0"], "is one device for 2 processes"),
 ])
 def test_ranks_that_do_not_fit(pictures, monkeypatch, capsys, environment, more, expected):
