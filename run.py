@@ -21,11 +21,10 @@ from engine.checkpoint import adopt_data, adopt_network, build_network, describe
 from engine.device import compiled, place
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
-from engine.files import held_directory
 from engine.loop import fit, make_optimizer
 from engine.record import RunRecord
 from engine.resume import saved_run
-from engine.session import check_splits, evaluation_loaders, open_splits, start, training_loader
+from engine.session import check_splits, evaluation_loaders, one_run, open_splits, start, training_loader
 from engine.state import Training
 from metric import loss as losses
 from metric import pairsampler
@@ -79,7 +78,7 @@ def measure(args, stated):
 
 
 def train(args, stated):
-    saved = saved_run(args, stated, "run.py")
+    saved = saved_run(args, stated, build_parser())
     options.check_shared(args, stated)
     options.check_batches(args, pairs_needed=True)
     checkpoint = read_checkpoint(args.load) if args.load and not saved else None
@@ -123,12 +122,8 @@ def train(args, stated):
 
 
 def run(args, stated):
-    with ranks.joined():
-        if args.mode == "eval":
-            measure(args, stated)
-        else:
-            with held_directory(args.save_dir if ranks.is_first() else None):
-                train(args, stated)
+    with one_run(args):
+        (measure if args.mode == "eval" else train)(args, stated)
 
 
 def main(argv=None):

@@ -21,11 +21,10 @@ from engine.checkpoint import adopt_data, adopt_network, build_network, describe
 from engine.device import compiled, place
 from engine.errors import UsageError, run_script
 from engine.evaluation import evaluate_splits
-from engine.files import held_directory
 from engine.loop import fit, make_optimizer
 from engine.record import RunRecord
 from engine.resume import saved_run
-from engine.session import check_splits, evaluation_loaders, open_splits, start, training_loader
+from engine.session import check_splits, evaluation_loaders, one_run, open_splits, start, training_loader
 from engine.state import Training
 from metric import loss as losses
 from metric import pairsampler
@@ -116,7 +115,7 @@ def check_terms(args, stated, terms):
 
 
 def train(args, stated):
-    saved = saved_run(args, stated, "run_distill.py")
+    saved = saved_run(args, stated, build_parser())
     options.check_shared(args, stated)
     terms = build_terms(args)
     check_terms(args, stated, terms)
@@ -173,7 +172,7 @@ def train(args, stated):
 
 
 def run(args, stated):
-    with ranks.joined(), held_directory(args.save_dir if ranks.is_first() else None):
+    with one_run(args):
         train(args, stated)
 
 

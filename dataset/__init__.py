@@ -2,14 +2,14 @@
 from dataset.base import DatasetError, ImageSet, usable_cores
 from dataset.cache import BrokenPicturesError, load_resized, open_pictures
 from dataset.cub200 import CUB2011Metric
+from dataset.download import fetch_file
 from dataset.folder import FolderMetric, SyntheticBirdsMetric
-from dataset.locking import locked
+from dataset.files import locked
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 
 __all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
            "SyntheticBirdsMetric", "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size",
-           "open_pictures", "load_splits", "locked",
-           "usable_cores"]
+           "open_pictures", "load_splits", "fetch_file", "locked", "usable_cores"]
 
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
 

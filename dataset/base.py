@@ -1,15 +1,24 @@
 """What every data set here is: pictures, one class each, in the way torchvision's ImageFolder shows them."""
+import errno
 import hashlib
+import mimetypes
 import os
+import stat
+import warnings
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["DatasetError", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images", "open_image",
-           "split_of_class_folders", "usable_cores"]
+__all__ = ["DatasetError", "UnreadablePicture", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images",
+           "open_image", "shown", "split_of_class_folders", "usable_cores"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-
+# What the machine, and no picture, is to blame for.
+SHORTAGES = {errno.EMFILE: "file descriptors; see ulimit -n", errno.ENFILE: "file descriptors",
+             errno.ENOMEM: "memory"}
+# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. Set once and for all: with
+# warnings.catch_warnings around each picture, threads would undo one another's filters.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
 # What puts a picture upright, by its EXIF orientation.
@@ -19,6 +28,10 @@ _ORIENTATIONS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TO
 
 class DatasetError(Exception):
     """Pictures that are missing, unreadable or don't fit the job; the message is one line for the user."""
+
+
+class UnreadablePicture(DatasetError):
+    """A picture that is itself at fault: missing, broken, or no picture; others can be read without it."""
 
 
 class ImageSet:
@@ -58,10 +71,16 @@ class ImageSet:
                         self.transform, self.target_transform)
 
     def fingerprint(self, root):
-        """Return a digest of which pictures these are, by their paths below ``root`` and their labels."""
+        """Return a digest of which pictures these are, by their paths below ``root``, their labels and their files'
+        sizes (-1 where there is no file)."""
         digest = hashlib.sha256()
         for path, label in self.samples:
-            digest.update("{}\0{}\n".format(os.path.relpath(path, root), label).encode("utf-8", "surrogateescape"))
+            try:
+                size = os.path.getsize(path)
+            except OSError:
+                size = -1
+            digest.update("{}\0{}\0{}\n".format(os.path.relpath(path, root), label, size).encode(
+                "utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self):
@@ -77,6 +96,11 @@ class ImageSet:
         return image, label
 
 
+def shown(path):
+    """Return ``path`` as a message shows it: on one line, what can't be printed written as in Python (``\\n``)."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
+
+
 def open_image(path):
     """Return the picture at ``path``, decoded, as an upright RGB PIL image of 8 bits.
 
@@ -84,22 +108,43 @@ def open_image(path):
     camera's note on how it was held (EXIF orientation) is followed.
 
     Raises:
-        DatasetError: no such file, or no picture that Pillow can decode.
+        UnreadablePicture: no such file, no regular file, or no picture that Pillow can decode.
+        DatasetError: the machine is short of file descriptors or of memory.
+        MemoryError: it is short of memory.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe may last for ever
+            raise OSError("no regular file")
         with Image.open(path) as image:
             turned = _ORIENTATIONS.get(_orientation(image))
             image = _as_rgb(image)
             return image if turned is None else image.transpose(turned)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for a broken picture
+        missing = _shortage(error)
+        if missing:
+            raise DatasetError("{}: this picture can't be read now, for the machine is short of {}".format(
+                shown(path), missing)) from None
         reason = (str(error) or type(error).__name__).splitlines()[0].replace(" " + repr(path), "")
-        raise DatasetError("{}: a picture that can't be read ({}); mend or remove it".format(path, reason)) from None
+        raise UnreadablePicture("{}: a picture that can't be read ({}); mend or remove it".format(
+            shown(path), reason)) from None
+
+
+def _shortage(error):
+    """Return what the machine is short of, if that is what an error of ``open_image`` says, or None."""
+    if not isinstance(error, OSError):
+        return None
+    # A decoder of Pillow that gets no memory says so without a number.
+    return SHORTAGES.get(errno.ENOMEM if str(error).startswith("out of memory") else error.errno)
 
 
 def _orientation(image):
     """Return the EXIF orientation, or None; a note that can't be read is no reason to refuse the picture."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
+    except MemoryError:
+        raise
     except Exception:  # struct.error, SyntaxError, ValueError ... by version and damage
         return None
 
@@ -120,11 +165,31 @@ def _as_rgb(image):
 
 
 def list_classes(directory):
-    """Return the sorted names of the class folders in ``directory`` (hidden ones left out)."""
+    """Return the sorted names of the class folders in ``directory`` (hidden ones left out).
+
+    Raises:
+        DatasetError: the directory can't be read; a link in it, which is not called like a file, leads nowhere.
+    """
     try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and entry.name[0] != ".")
+        return sorted(entry.name for entry in os.scandir(directory) if entry.name[0] != "." and _is_folder(entry))
     except OSError as error:
-        raise DatasetError("{}: the folder can't be read ({})".format(directory, error.strerror)) from None
+        raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
+
+
+def _is_folder(entry):
+    try:
+        # To entry.is_dir(), a link that leads nowhere is just no folder.
+        return stat.S_ISDIR(os.stat(entry.path).st_mode) if entry.is_symlink() else entry.is_dir()
+    except OSError as error:
+        if _is_called_like_a_file(entry.name):
+            return False
+        raise DatasetError("{}: this link in place of a class folder can't be followed ({}); mend or remove it".format(
+            shown(entry.path), error.strerror)) from None
+
+
+def _is_called_like_a_file(name):
+    """Whether a name ends as those of files do; classes are called 001.Name, too, so not every dot will do."""
+    return name.lower().endswith(IMAGE_EXTENSIONS) or mimetypes.MimeTypes().guess_type(name) != (None, None)
 
 
 def list_images(directory):
@@ -132,7 +197,7 @@ def list_images(directory):
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
-        raise DatasetError("{}: the folder can't be read ({})".format(directory, error.strerror)) from None
+        raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
     return [os.path.join(directory, name) for name in names
             if name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)]
 
@@ -148,7 +213,7 @@ def split_of_class_folders(directory, names, first_label=0):
         paths = list_images(os.path.join(directory, name))
         if not paths:
             raise DatasetError("{}: the class folder holds no picture ({})".format(
-                os.path.join(directory, name), " ".join(IMAGE_EXTENSIONS)))
+                shown(os.path.join(directory, name)), " ".join(IMAGE_EXTENSIONS)))
         class_to_idx[name] = label
         samples.extend((path, label) for path in paths)
     return samples, class_to_idx

@@ -18,13 +18,13 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.base import DatasetError, open_image, usable_cores
-from dataset.locking import locked
+from dataset.base import DatasetError, UnreadablePicture, open_image, shown, usable_cores
+from dataset.files import locked, remove_remains, replaced_file
 
 __all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_resized", "open_pictures"]
 
 FOLDER = ".rkd-cache"
-SUFFIX, ASIDE, PROBLEMS = ".uint8", ".tmp", ".broken"
+SUFFIX, PROBLEMS = ".uint8", ".broken"
 VERSION = 2  # of what pixels are made of a file
 # What an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
@@ -75,7 +75,7 @@ class CachedPictures:
                 self._array = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
             except (OSError, ValueError) as error:
                 raise DatasetError("{}: the cache of the pictures has gone or is not whole any more ({}); start again, "
-                                   "and it is made anew".format(self.path, error)) from None
+                                   "and it is made anew".format(shown(self.path), error)) from None
         return np.asarray(self._array[self._rows[index]])
 
     def __getstate__(self):
@@ -95,7 +95,8 @@ def open_pictures(paths, side, where="auto", beside=".", description="pictures",
 
     Raises:
         BrokenPicturesError: while the cache is made; names all pictures that can't be read.
-        DatasetError: the directory ``where`` can't be written.
+        DatasetError: the directory ``where`` can't be written; the machine is short of file descriptors or of memory.
+        MemoryError: it is short of memory.
     """
     if where == "off":
         return _decoded(paths, side, description, skip_broken)
@@ -104,29 +105,32 @@ def open_pictures(paths, side, where="auto", beside=".", description="pictures",
     folders = [os.path.join(beside, FOLDER), _users_cache()] if automatic else [where]
     for folder in folders:
         path = os.path.join(folder, name)
-        if _is_whole(path, needed, paths):
-            return _cached(path, paths, side, skip_broken)
+        problems = _problems_of(path, needed, paths)
+        if problems is not None:
+            return _cached(path, paths, side, problems, skip_broken)
     reason = "no folder that can be written"
     for folder in folders:
         path = os.path.join(folder, name)
         try:
             os.makedirs(folder, exist_ok=True)
             with locked(path + ".lock"):
-                if not _is_whole(path, needed, paths):
+                problems = _problems_of(path, needed, paths)
+                if problems is None:
                     free = shutil.disk_usage(folder).free - (LEFT_FREE if automatic else 0)
                     if free < needed:
                         reason = "{} needed in {}, {} free{}".format(
                             _gigabytes(needed), folder, _gigabytes(max(free, 0)),
                             " beside a reserve of {}".format(_gigabytes(LEFT_FREE)) if automatic else "")
                         continue
-                    _make(paths, side, path, description, skip_broken)
+                    problems = _make(paths, side, path, description, skip_broken)
                     print("Cache: {}, decoded once: {} in {}".format(description, _gigabytes(needed), folder),
                           flush=True)
-            return _cached(path, paths, side, skip_broken)
+            return _cached(path, paths, side, problems, skip_broken)
         except OSError as error:
             reason = "{}: {}".format(folder, error.strerror or error)
             if not automatic and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
-                raise DatasetError("--cache {}: can't be written to ({})".format(folder, error.strerror)) from None
+                raise DatasetError("--cache {}: can't be written to ({})".format(
+                    shown(folder), error.strerror)) from None
     print("Cache: none for the {} ({}); they are decoded each time; --cache DIR takes another disk".format(
         description, reason), flush=True)
     return _decoded(paths, side, description, skip_broken)
@@ -139,8 +143,7 @@ def _decoded(paths, side, description, skip_broken):
     return decoded
 
 
-def _cached(path, paths, side, skip_broken):
-    problems = _read_problems(path)
+def _cached(path, paths, side, problems, skip_broken):
     if problems and not skip_broken:
         raise BrokenPicturesError(_list_of(problems, len(paths)))
     return CachedPictures(path, len(paths), side, problems)
@@ -166,28 +169,35 @@ def _digest(paths, side):
     return digest.hexdigest()[:32]
 
 
-def _is_whole(path, size, paths):
-    """Whether the cache is there, and what was broken when it was made still is."""
+def _problems_of(path, size, paths):
+    """Return {index: why} of the pictures that can't be read, by the cache ``path``; None where it is not there, not
+    whole, or pictures can be read now."""
     if not os.path.isfile(path) or os.path.getsize(path) != size:
-        return False
-    return not any(_is_readable(paths[index]) for index in _read_problems(path))
+        return None
+    problems = _read_problems(path, len(paths))
+    return None if problems is None or any(_is_readable(paths[index]) for index in problems) else problems
 
 
 def _is_readable(path):
     try:
         open_image(path)
         return True
-    except DatasetError:
+    except UnreadablePicture:
         return False
 
 
-def _read_problems(path):
-    """Return {index: why} of the pictures that could not be read when the cache ``path`` was made."""
+def _read_problems(path, count):
+    """Return {index: why} of those of ``count`` pictures that could not be read when the cache ``path`` was made; None
+    where the list of them is not whole."""
     try:
         with open(path + PROBLEMS, encoding="utf-8") as file:
-            return {int(index): message for index, message in json.load(file).items()}
+            problems = {int(index): why for index, why in json.load(file).items()}
     except FileNotFoundError:
         return {}
+    except (OSError, ValueError, AttributeError, RecursionError):  # AttributeError: it is no dictionary
+        return None
+    fits = all(0 <= index < count and isinstance(why, str) for index, why in problems.items())
+    return problems if fits else None
 
 
 def _each_decoded(decoded, description, use=None):
@@ -198,6 +208,9 @@ def _each_decoded(decoded, description, use=None):
 
     Returns:
         {index: why} of those that can't be read.
+
+    Raises:
+        DatasetError, MemoryError: the machine is short of something.
     """
     count = len(decoded.paths)
     problems, stopped = {}, threading.Event()
@@ -208,7 +221,7 @@ def _each_decoded(decoded, description, use=None):
                 return
             try:
                 picture = decoded[index]
-            except DatasetError as error:
+            except UnreadablePicture as error:
                 problems[index] = str(error)
                 continue
             if use is not None:
@@ -227,37 +240,35 @@ def _each_decoded(decoded, description, use=None):
 
 
 def _make(paths, side, path, description, skip_broken):
-    """Decode all pictures into the file ``path``; a picture that is left out leaves its place blank."""
+    """Decode all pictures into the file ``path``; a picture that is left out leaves its place blank.
+
+    Returns:
+        {index: why} of those that are left out.
+    """
     size = side * side * 3
-    aside = "{}.{}{}".format(path, os.getpid(), ASIDE)
-    _remove_remains(path)
+    remove_remains(path)
+    remove_remains(path + PROBLEMS)
 
     def write(index, picture):
         # Written and not mapped: a full disk is then an error, and not the end of the process.
         if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    try:
-        with open(aside, "wb") as file:
-            problems = _each_decoded(DecodedPictures(paths, side), "Decoding " + description, write)
-            if problems and not skip_broken:
-                raise BrokenPicturesError(_list_of(problems, len(paths)))
-            file.truncate(len(paths) * size)  # where the last ones are blank
-            file.flush()
-            os.fsync(file.fileno())
-        if problems:
-            with open(aside + PROBLEMS, "w", encoding="utf-8") as file:
-                json.dump(problems, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside + PROBLEMS, path + PROBLEMS)
-        else:
-            _remove(path + PROBLEMS)
-        os.replace(aside, path)
-    except BaseException:
-        _remove(aside)
-        _remove(aside + PROBLEMS)
-        raise
+    with replaced_file(path, before=lambda: _write_problems(path, problems)) as file:
+        problems = _each_decoded(DecodedPictures(paths, side), "Decoding " + description, write)
+        if problems and not skip_broken:
+            raise BrokenPicturesError(_list_of(problems, len(paths)))
+        file.truncate(len(paths) * size)  # where the last ones are blank
+    return problems
+
+
+def _write_problems(path, problems):
+    if problems:
+        with replaced_file(path + PROBLEMS) as file:
+            file.write(json.dumps(problems).encode("utf-8"))
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path + PROBLEMS)
 
 
 def _list_of(problems, count):
@@ -266,16 +277,3 @@ def _list_of(problems, count):
         return lines[0]
     return "\n".join(["{} of {} pictures can't be read; mend or remove them, or leave them out with --skip_broken:"
                       .format(len(lines), count)] + lines)
-
-
-def _remove_remains(path):
-    """Remove what a killed process left of this very file; its maker holds the lock."""
-    folder, name = os.path.split(path)
-    for other in os.listdir(folder):
-        if other.startswith(name + ".") and (other.endswith(ASIDE) or other.endswith(ASIDE + PROBLEMS)):
-            _remove(os.path.join(folder, other))
-
-
-def _remove(path):
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)

@@ -27,10 +27,15 @@ class CUB2011Metric(ImageSet):
     PICTURES = {True: 5864, False: 5924}
 
     def __init__(self, root, train=False, transform=None, target_transform=None, download=False):
-        images = os.path.join(root, self.FOLDER, "images")
+        folder = os.path.join(root, self.FOLDER)
+        images = os.path.join(folder, "images")
         if not os.path.isdir(images) and download:
             fetch_archive(self.URL, self.MD5, root, self.FOLDER)
+        there = os.path.lexists(folder)  # looked at first: another run puts the whole folder there at once
         if not os.path.isdir(images):
+            if there:
+                raise DatasetError("{} is incomplete, there is no folder images in it: move it away, then --download "
+                                   "fetches it anew (1.1 GB)".format(folder))
             raise DatasetError(
                 "{} is not there: add --download (1.1 GB), or unpack {} into {}, or try --dataset synthetic, which "
                 "needs no download".format(images, self.URL, root))

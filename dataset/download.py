@@ -1,12 +1,12 @@
-"""Fetch a data set's archive: verified TLS, taken up where it broke off, checked by md5, unpacked aside and renamed."""
+"""Fetch a file: verified TLS, taken up where it broke off, checked by its digest; an archive is unpacked aside and
+renamed."""
 import contextlib
-import hashlib
 import http.client
 import os
 import re
 import shutil
-import socket
 import ssl
+import sys
 import tarfile
 import tempfile
 import time
@@ -17,34 +17,58 @@ import zlib
 from tqdm import tqdm
 
 from dataset.base import DatasetError
-from dataset.locking import locked
+from dataset.files import digest_of, locked
 
-__all__ = ["fetch_archive", "unpack_tar"]
+__all__ = ["fetch_file", "fetch_archive", "unpack_tar"]
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 16
 PATIENCE_SECONDS = 60
+# A server that nothing has been heard of for so long can't be reached from here.
+REACH_SECONDS = 20
 # Seconds before each further try; one that brings bytes starts the count anew.
 PAUSES = (1, 4, 15, 60)
 UNPACKING = ".unpacking-"
-# Answers after which another try makes sense; after any other 4xx it does not.
+# Answers after which another try makes sense; after any other redirection or 4xx it does not.
 PASSING = (408, 425, 429)
+
+
+def fetch_file(url, path, algorithm, digest):
+    """Fetch ``url`` to ``path``, whole or not at all; where the right file is there already, nothing is done.
+
+    Several processes may ask for one file: one of them fetches it, the others wait.
+
+    Args:
+        algorithm: of the digest, as hashlib calls it.
+        digest: in hexadecimal; its first digits are enough.
+
+    Raises:
+        DatasetError: the address can't be reached, the file is not the right one, or the disk refuses it.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with locked(path + ".lock"):
+            if not _is_there(path, algorithm, digest):
+                _fetch(url, path, algorithm, digest)
+    except OSError as error:
+        raise DatasetError("{} can't be fetched to {}: {}".format(url, path, error.strerror or error)) from None
 
 
 def fetch_archive(url, md5, root, folder):
     """Fetch the tar archive at ``url`` and leave its top folder ``folder`` in ``root``, whole or not at all.
 
+    Where something of that name is there already, nothing is done.
+
     Raises:
         DatasetError: the address can't be reached, the file is not the right one, or the disk refuses it.
     """
-    archive = os.path.join(root, url.rsplit("/", 1)[-1])
+    archive, target = os.path.join(root, url.rsplit("/", 1)[-1]), os.path.join(root, folder)
     try:
         os.makedirs(root, exist_ok=True)
-        with locked(archive + ".lock"):
+        with locked(target + ".lock"):
             _remove_remains(root)
-            if os.path.isdir(os.path.join(root, folder)):  # another run was first
+            if os.path.lexists(target):  # another run was first
                 return
-            if not _is_there(archive, md5):
-                _fetch(url, archive, md5)
+            fetch_file(url, archive, "md5", md5)
             with tempfile.TemporaryDirectory(prefix=UNPACKING, dir=root) as aside:
                 unpack_tar(archive, aside)
                 unpacked = os.path.join(aside, folder)
@@ -52,28 +76,19 @@ def fetch_archive(url, md5, root, folder):
                     raise DatasetError("{}: no folder {} in it".format(archive, folder))
                 if hasattr(os, "sync"):
                     os.sync()  # the pictures first, then the name that says they are all there
-                os.rename(unpacked, os.path.join(root, folder))
+                os.rename(unpacked, target)
     except OSError as error:
         raise DatasetError("{} can't be fetched into {}: {}".format(url, root, error.strerror or error)) from None
 
 
-def md5_of(path):
-    """Return the md5 of a file, in hexadecimal."""
-    digest = hashlib.md5()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_there(archive, md5):
-    """Whether the right archive lies there; another file of that name is put aside."""
-    if not os.path.isfile(archive):
+def _is_there(path, algorithm, digest):
+    """Whether the right file lies there; another file of that name is put aside."""
+    if not os.path.exists(path):
         return False
-    if md5_of(archive) == md5:
+    if digest_of(path, algorithm).startswith(digest):
         return True
-    os.replace(archive, archive + ".wrong")
-    print("{} has another md5 than {}; it is now {}.wrong".format(archive, md5, archive), flush=True)
+    os.replace(path, path + ".wrong")
+    print("{} has another {} than {}; it is now {}.wrong".format(path, algorithm, digest, path), flush=True)
     return False
 
 
@@ -84,41 +99,40 @@ def _remove_remains(root):
             shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
-def _fetch(url, path, md5):
+def _fetch(url, path, algorithm, digest):
     """Fetch ``url`` to ``path`` by way of ``path.part``, which a later call goes on with.
 
     Raises:
         DatasetError
     """
     part = path + ".part"
-    continued = os.path.exists(part)
-    pauses = iter(PAUSES)
+    continued, reached = os.path.exists(part), False
+    began, pauses = time.monotonic(), iter(PAUSES)
     while True:
         before = _size(part)
         try:
-            _fetch_rest(url, part)
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, socket.timeout, ssl.SSLError,
-                _BrokenOff) as error:
-            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            if isinstance(error, urllib.error.HTTPError):
-                reason = "the server answers {} {}".format(error.code, error.reason)
+            _fetch_rest(url, part, PATIENCE_SECONDS if reached else REACH_SECONDS)
+        except (urllib.error.URLError, http.client.HTTPException, _BrokenOff) as error:
+            reason = _reason_of(error)
+            reached = reached or not _is_out_of_reach(error)
             if _size(part) > before:
                 pauses = iter(PAUSES)
             pause = None if _is_final(error) else next(pauses, None)
-            if pause is None:
+            if pause is None or not reached and time.monotonic() - began + pause >= REACH_SECONDS:
                 raise DatasetError("{} can't be fetched: {}{}".format(
                     url, reason, "; what has come so far is kept, and the same command goes on from there"
                     if _size(part) else "")) from None
             print("{}: {}; next try in {} s".format(url, reason, pause), flush=True)
             time.sleep(pause)
             continue
-        found = md5_of(part)
-        if found == md5:
+        found = digest_of(part, algorithm)[:len(digest)]
+        if found == digest:
             os.replace(part, path)
             return
         os.remove(part)
         if not continued:
-            raise DatasetError("{}: the file that came has md5 {} instead of {}; try again".format(url, found, md5))
+            raise DatasetError("{}: the file that came has {} {} instead of {}; try again".format(
+                url, algorithm, found, digest))
         continued = False  # an earlier call's part may be of another file; this time all of it comes at once
 
 
@@ -126,48 +140,89 @@ class _BrokenOff(Exception):
     """The connection ended before the file did."""
 
 
-def _fetch_rest(url, part):
+def _fetch_rest(url, part, patience):
     """Fetch what ``part`` lacks of ``url``; all of it, where the server can't start in the middle."""
     have = _size(part)
-    headers = {"User-Agent": "python-urllib"}
+    headers = {"User-Agent": "rkd"}  # servers turn away Python's own, which robots go by
     if have:
         headers["Range"] = "bytes={}-".format(have)
     request = urllib.request.Request(url, headers=headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=PATIENCE_SECONDS, context=ssl.create_default_context())
+        answer = urllib.request.urlopen(request, timeout=patience, context=ssl.create_default_context())
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing after what is there: it is whole, or of another file; md5 tells
+        if error.code == 416 and have:  # nothing after what is there: it is whole, or of another file; its digest tells
             return
         raise
+    except urllib.error.URLError:
+        raise
+    except OSError as error:
+        raise _BrokenOff(str(error)) from None
+    except (ValueError, OverflowError) as error:
+        raise http.client.InvalidURL(str(error)) from None
     with answer:
         start = _start_of(answer)
         if start != have:
             start = 0  # it sends all of it
-        length = int(answer.headers.get("Content-Length") or 0)
+        length = getattr(answer, "length", None)
         total = start + length if length else None
         with open(part, "r+b" if start else "wb") as file, \
                 tqdm(total=total, initial=start, unit="B", unit_scale=True,
                      desc="Fetching " + os.path.basename(part[:-len(".part")]), disable=None) as bar:
             file.seek(start)
             file.truncate()
-            for chunk in iter(lambda: answer.read(CHUNK_BYTES), b""):
-                file.write(chunk)
-                bar.update(len(chunk))
+            for piece in _pieces(answer, length):
+                file.write(piece)
+                bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
     if total is not None and _size(part) < total:
         raise _BrokenOff("the connection broke off after {} of {} bytes".format(_size(part), total))
 
 
+def _pieces(answer, length):
+    """Yield the bytes of an answer as they come, so that none is lost with those that don't."""
+    left = length or sys.maxsize
+    while left:
+        try:
+            piece = answer.read1(min(left, CHUNK_BYTES))
+        except http.client.IncompleteRead:
+            raise _BrokenOff("the connection broke off") from None
+        except OSError as error:
+            raise _BrokenOff(str(error)) from None
+        if not piece:
+            return
+        yield piece
+        left -= len(piece)
+
+
 def _start_of(answer):
     """Return the position of the first byte in an answer."""
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
-    return int(found.group(1)) if answer.status == 206 and found else 0
+    found = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range") or "")
+    return int(found.group(1)) if answer.code == 206 and found else 0
+
+
+def _reason_of(error):
+    """Return in one line why a try failed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return "the server answers {} {}".format(error.code, " ".join(str(error.reason).split()))
+    if isinstance(error, http.client.InvalidURL):
+        return "it leads to an address that can't be ({})".format(error)
+    if isinstance(error, http.client.HTTPException):
+        return "the answer is broken ({:.100})".format(repr(error))
+    return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def _is_out_of_reach(error):
+    """Whether no connection came about."""
+    return isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
 
 
 def _is_final(error):
     """Whether another try would bring the same."""
     if isinstance(error, urllib.error.HTTPError):
-        return 400 <= error.code < 500 and error.code not in PASSING
-    return isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
+        return 300 <= error.code < 500 and error.code not in PASSING
+    return isinstance(error, http.client.InvalidURL) or isinstance(
+        getattr(error, "reason", None), ssl.SSLCertVerificationError)
 
 
 def _size(path):

@@ -1,7 +1,7 @@
 """Own pictures: any directory of class folders."""
 import os
 
-from dataset.base import DatasetError, ImageSet, list_classes, split_of_class_folders
+from dataset.base import DatasetError, ImageSet, list_classes, shown, split_of_class_folders
 
 __all__ = ["FolderMetric"]
 
@@ -18,12 +18,13 @@ class FolderMetric(ImageSet):
         transform, target_transform: as in ``ImageSet``.
 
     Raises:
-        DatasetError: no such directory, no class folders, too few of them, an empty one.
+        DatasetError: no such directory, no class folders, too few of them, an empty one, a link that leads nowhere.
     """
 
     def __init__(self, root, train=False, transform=None, target_transform=None):
         if not os.path.isdir(root):
-            raise DatasetError("{}: no such folder; --data names the directory of your class folders".format(root))
+            raise DatasetError("{}: no such folder; --data names the directory of your class folders".format(
+                shown(root)))
         splits = [os.path.join(root, split) for split in ("train", "test")]
         present = [os.path.isdir(split) for split in splits]
         if all(present):
@@ -31,17 +32,17 @@ class FolderMetric(ImageSet):
             names = list_classes(directory)
             first_label = 0 if train else len(list_classes(splits[0]))
             if not names:
-                raise DatasetError("{}: no class folders in it".format(directory))
+                raise DatasetError("{}: no class folders in it".format(shown(directory)))
         elif any(present):
             raise DatasetError("{0}: it has {1}/ but no {2}/; give it both, or class folders alone".format(
-                root, *(("train", "test") if present[0] else ("test", "train"))))
+                shown(root), *(("train", "test") if present[0] else ("test", "train"))))
         else:
             directory = root
             everything = list_classes(root)
             if len(everything) < 2:
                 raise DatasetError("{}: {} in it; the first half of the classes trains and the rest tests, so at "
                                    "least 4 are needed (2 to train on, 2 to tell apart)".format(
-                                       root, "no class folders" if not everything else "only one class folder"))
+                                       shown(root), "no class folders" if not everything else "only one class folder"))
             middle = (len(everything) + 1) // 2
             names = everything[:middle] if train else everything[middle:]
             first_label = 0 if train else middle

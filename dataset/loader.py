@@ -31,9 +31,14 @@ def resized_size(image_size):
 def default_workers():
     """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8.
 
-    The processes that torchrun starts on one machine share its cores.
+    The processes that torchrun starts on one machine share its cores. What it does not set to a number from 1 on is
+    taken for 1 here; ``engine.ranks`` refuses it.
     """
-    return max(1, min(8, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    try:
+        processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except ValueError:
+        processes = 1
+    return max(1, min(8, usable_cores() // processes - 1))
 
 
 class _Batches(Dataset):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from dataset.base import usable_cores
 from dataset.birds import PLUMAGE, Species
-from dataset.locking import locked
+from dataset.files import locked
 from dataset.scenery import draw_bird
 
 VERSION = 1

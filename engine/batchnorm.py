@@ -12,7 +12,7 @@ def synchronised(network, device):
     if ranks.count() == 1:
         return network
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return ranks.synchronised_by_library(network)
     for module in list(network.modules()):
         if type(module) is nn.BatchNorm2d:
             module.__class__ = _SynchronisedBatchNorm

@@ -3,14 +3,15 @@ import collections
 import json
 import os
 
-from dataset import DATASETS
+from dataset import DATASETS, DatasetError, fetch_file
 from engine.errors import UsageError
-from engine.options import SMALLEST_IMAGE
+from engine.files import CONFIG, read_config
+from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE
 from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, read_weights
+from model.weights import imagenet_missing, imagenet_source
 
 __all__ = ["Checkpoint", "read_checkpoint", "adopt_network", "adopt_data", "build_network", "describe"]
 
-CONFIG = "config.json"
 NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
 DATA_OPTIONS = ("dataset", "data", "image_size")
 
@@ -38,7 +39,7 @@ def read_checkpoint(path):
     """
     weights = read_weights(path)
     found = {"base": _backbone_of(path, weights), "embedding_size": int(weights["linear.weight"].shape[0])}
-    options = dict(_read_config(os.path.join(os.path.dirname(path), CONFIG)))
+    options = _options_beside(path)
     for name, value in found.items():
         if options.get(name, value) != value:
             raise WeightsError("{} holds {}, but the {} beside it says {}; they don't belong together: move one of "
@@ -88,6 +89,8 @@ def build_network(options, checkpoint=None, pretrained="none", **backbone_option
     Raises:
         WeightsError
     """
+    if pretrained == "imagenet" and not checkpoint:
+        _fetch_imagenet(BACKBONES[options["base"]].architecture)
     backbone = build_backbone(options["base"], "none" if checkpoint else pretrained, **backbone_options)
     network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"])
     if checkpoint:
@@ -97,6 +100,19 @@ def build_network(options, checkpoint=None, pretrained="none", **backbone_option
             first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise WeightsError("{} does not fit {}: {}".format(checkpoint.path, describe(options), first)) from None
     return network
+
+
+def _fetch_imagenet(architecture):
+    """Put torchvision's ImageNet weights into torch.hub's cache, where the model looks for them."""
+    url, path, digest = imagenet_source(architecture)
+    if os.path.isfile(path):
+        return
+    print("Fetching ImageNet weights: {}".format(url), flush=True)
+    try:
+        fetch_file(url, path, "sha256", digest)
+    except DatasetError as error:
+        reason = str(error).split(": ", 1)[-1]  # without the address, which is told anyway
+        raise imagenet_missing(architecture, reason) from None
 
 
 def _backbone_of(path, weights):
@@ -112,20 +128,17 @@ def _backbone_of(path, weights):
     raise WeightsError("{} holds a residual network that is none of {}".format(path, ", ".join(BACKBONES)))
 
 
-def _read_config(path):
-    if not os.path.isfile(path):
+def _options_beside(path):
+    """Return what the config.json beside the file ``path`` says of its network and its data; {} if there is none."""
+    config = read_config(os.path.dirname(path))
+    if config is None:
         return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        options = {name: config["options"].get(name) for name in NETWORK_OPTIONS + DATA_OPTIONS}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError("{} is not a config.json of this project; mend or remove it, and state the options".format(
-            path)) from None
+    options = {name: config["options"].get(name) for name in NETWORK_OPTIONS + DATA_OPTIONS}
     for name, value in options.items():
         if not _ACCEPTED[name](value):
             raise WeightsError("{} gives {} the value {}, which this version does not know; mend or remove it, and "
-                               "state the options".format(path, name, json.dumps(value)))
+                               "state the options".format(os.path.join(os.path.dirname(path), CONFIG), name,
+                                                          json.dumps(value)))
     return options
 
 
@@ -135,5 +148,5 @@ _ACCEPTED = {
     "l2normalize": lambda value: type(value) is bool,
     "dataset": lambda value: isinstance(value, str) and value in DATASETS,
     "data": lambda value: isinstance(value, str),
-    "image_size": lambda value: type(value) is int and value >= SMALLEST_IMAGE,
+    "image_size": lambda value: type(value) is int and SMALLEST_IMAGE <= value <= LARGEST_IMAGE,
 }

@@ -1,20 +1,18 @@
 """Errors that a user can mend: one line on the terminal, never a traceback."""
 import os
+import re
 import signal
 import sys
 import time
 
-import torch.distributed as dist
-
 from dataset import BrokenPicturesError, DatasetError
-from engine.interruption import Stopped, handled_interruptions, interrupted
+from engine.interruption import Stopped, ToldElsewhere, handled_interruptions, interrupted
 from model import WeightsError
 
-__all__ = ["UsageError", "TrainingError", "run_script", "EXIT_USAGE"]
+__all__ = ["UsageError", "TrainingError", "LostCompanions", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 SECONDS_FOR_THE_FIRST = 8  # torchrun of torch 1.10 looks every 5 s whether a process has ended
-LOST = ("gloo", "nccl", "peer", "socket", "timed out", "process group", "collective")
 
 
 class UsageError(Exception):
@@ -25,69 +23,85 @@ class TrainingError(Exception):
     """The run went wrong through no fault of the command line; exit code 1."""
 
 
+class LostCompanions(Exception):
+    """Another process of this run has ended or can't be reached; exit code 1."""
+
+
 def run_script(program, body):
-    """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may hold letters that the terminal doesn't know
+    """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0.
+
+    Of several processes, all of which know of the same failure, the first one tells it.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):  # a file's name may hold letters that the terminal doesn't know
             stream.reconfigure(errors="backslashreplace")
+    rank = os.environ.get("RANK", "0")
     try:
         with handled_interruptions():
             body()
         return 0
-    except BrokenPicturesError as error:
-        summary, *pictures = str(error).splitlines()
-        print("\n  ".join(["{}: error: {}".format(program, summary)] + pictures), file=sys.stderr)
+    except ToldElsewhere:
         return EXIT_USAGE
-    except (UsageError, DatasetError, WeightsError) as error:
-        message, code = str(error), EXIT_USAGE
-    except TrainingError as error:
-        message, code = str(error), EXIT_FAILURE
-    except KeyboardInterrupt as error:
-        message, code = _of_signal(error)
     except BrokenPipeError:  # whoever read the output has left; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would fail, too
         return EXIT_FAILURE
-    except OSError as error:
-        message, code = str(error), EXIT_FAILURE
-    except (MemoryError, RuntimeError) as error:
-        code = EXIT_FAILURE
-        if _has_lost_companions(error):
-            message = ("another process of this run has ended or can't be reached; the last checkpoint.pth, if a "
-                       "--save_dir was given, is whole: --resume goes on from it ({})".format(
-                           str(error).strip().splitlines()[0]))
-        elif interrupted():  # a process that was just starting died of the same signal
-            message, code = _of_signal(Stopped(interrupted(), between_steps=False))
-        elif _is_out_of_memory(error):
-            message = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(
-                str(error).splitlines()[0] if str(error) else "the system refuses more")
-        elif "DataLoader worker" in str(error):
-            message = "a loading process was killed, perhaps for want of memory; try fewer --workers"
-        else:
+    except (UsageError, DatasetError, WeightsError, TrainingError) as error:
+        lines, code = [str(error)], EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USAGE
+        if isinstance(error, BrokenPicturesError):
+            lines = str(error).splitlines()
+        if rank != "0" and not getattr(error, "is_known_to_all", False):
+            time.sleep(SECONDS_FOR_THE_FIRST)  # most likely it says the same, and the launcher ends us meanwhile
+    except KeyboardInterrupt as error:
+        lines, code = _of_signal(error)
+        if rank != "0":
+            return code
+    except (MemoryError, RuntimeError, LostCompanions, OSError) as error:
+        lines, code = _of_failure(error)
+        if lines is None:
             raise
-    rank = os.environ.get("RANK", "0")
     if rank != "0":
-        if code != EXIT_FAILURE:  # most likely the first process says the same, and the launcher ends us meanwhile
-            time.sleep(SECONDS_FOR_THE_FIRST)
         program += " [rank {}]".format(rank)
-    print("{}: error: {}".format(program, " ".join(message.split())), file=sys.stderr, flush=True)
+    lines = [" ".join(line.split()) for line in lines]
+    print("\n  ".join(["{}: error: {}".format(program, lines[0])] + lines[1:]), file=sys.stderr, flush=True)
     return code
 
 
-def _has_lost_companions(error):
-    """Whether an error of torch.distributed says that another process is gone; it has no one class for that."""
-    text = str(error).lower()
-    return dist.is_available() and dist.is_initialized() and any(word in text for word in LOST)
-
-
 def _of_signal(error):
-    """Return (message, exit code) of a run that a signal ended."""
+    """Return ([message], exit code) of a run that a signal ended."""
     number = getattr(error, "number", signal.SIGINT)
-    name = signal.Signals(number).name
-    advice = getattr(error, "advice", None) or "what --save_dir held before, if one was given, is whole"
-    return "interrupted by {}; {}".format(name, advice), EXIT_SIGNAL + number
+    advice = getattr(error, "advice", None) or ("what --save_dir held before, if one was given, is whole, and --resume "
+                                                "goes on with it")
+    return ["interrupted by {}; {}".format(signal.Signals(number).name, advice)], EXIT_SIGNAL + number
+
+
+def _of_failure(error):
+    """Return ([message], exit code) of what the system or torch raises; (None, ...) where it is a mistake of ours."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if _is_out_of_memory(error):
+        return ["out of memory: lower --batch, --image_size or --embedding_size ({})".format(first)], EXIT_FAILURE
+    if isinstance(error, LostCompanions):
+        return ["another process of this run has ended or can't be reached; the last checkpoint.pth, if a --save_dir "
+                "was given, is whole: --resume goes on from it ({})".format(_without_place(first))], EXIT_FAILURE
+    if isinstance(error, OSError):
+        return [text], EXIT_FAILURE
+    if interrupted():  # a process that was just starting died of the same signal
+        return _of_signal(Stopped(interrupted(), between_steps=False))
+    if "DataLoader worker" in text:
+        return ["a loading process was killed, perhaps for want of memory; try fewer --workers"], EXIT_FAILURE
+    return None, EXIT_FAILURE
 
 
 def _is_out_of_memory(error):
     """Whether Python, the CPU's allocator or an accelerator's has run out; torch has no one class for it."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in (
+        "out of memory", "can't allocate memory", "cannot allocate memory"))
+
+
+def _without_place(text):
+    """Return the first sentence of an error of torch.distributed, without the line of C++ that it comes from."""
+    return re.sub(r"\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", text).split(". ")[0]

@@ -5,6 +5,7 @@ import contextlib
 import torch
 from tqdm import tqdm
 
+from dataset import DatasetError
 from engine import ranks
 from engine.errors import TrainingError
 from engine.interruption import deferred_interruptions, stop_if_interrupted
@@ -27,22 +28,35 @@ def embed(network, loader, device, description="Embedding", precision=None):
     Args:
         loader: an ``EvaluationLoader`` of this rank's share.
         precision: a ``Precision``; None for float32.
+
+    Raises:
+        DatasetError: a picture can't be read. Stopped: a signal came.
     """
     was_training = network.training
     network.eval()
     embeddings, labels, done = None, torch.empty(loader.count, dtype=torch.int64), 0
+    batches, failure = iter(loader), None
     least = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
     # Written into place: a list of batches would hold all embeddings twice when it is put together.
-    for number, (images, batch_labels) in enumerate(tqdm(loader, desc=description, leave=False, disable=None)):
-        with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
-            batch = network(images.to(device, non_blocking=True))
-        if embeddings is None:
-            embeddings = torch.empty(loader.count, batch.shape[1], device=device)
-        embeddings[done:done + len(batch)] = batch
-        labels[done:done + len(batch)] = batch_labels
-        done += len(batch)
-        if number < least:
-            stop_if_interrupted()
+    with tqdm(total=len(loader), desc=description, leave=False, disable=None) as bar:
+        for number in range(len(loader)):
+            try:
+                images, batch_labels = next(batches)
+            except DatasetError as error:
+                failure = error
+            if number < least:
+                stop_if_interrupted(failure)
+            if failure is not None:
+                break
+            with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
+                batch = network(images.to(device, non_blocking=True))
+            if embeddings is None:
+                embeddings = torch.empty(loader.count, batch.shape[1], device=device)
+            embeddings[done:done + len(batch)] = batch
+            labels[done:done + len(batch)] = batch_labels
+            done += len(batch)
+            bar.update()
+    stop_if_interrupted(failure)
     network.train(was_training)
     return ranks.gathered(embeddings, loader.total), ranks.gathered(labels.to(device), loader.total)
 

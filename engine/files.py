@@ -3,53 +3,36 @@ import contextlib
 import io
 import json
 import os
-import re
 
 import torch
 
-from dataset import locked
+from dataset import files, locked
 from engine.errors import TrainingError, UsageError
+from model import WeightsError
 
-__all__ = ["replaced_file", "write_text", "write_json", "write_tensors", "held_directory"]
+__all__ = ["read_config", "write_text", "write_json", "write_tensors", "held_directory", "BEST", "LAST", "CONFIG",
+           "CHECKPOINT", "LOG", "SPEED", "RESULT", "SKIPPED", "CONTENT"]
 
-ASIDE = "{}.{}.tmp"
+BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
+LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
+CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)  # what says that a directory holds a run
 LOCK = ".lock"
-REMAINS = re.compile(r".+\.\d+\.tmp")
 
 
 @contextlib.contextmanager
-def replaced_file(path):
-    """Open a file aside of ``path`` for writing bytes; at the end of the block it takes the place of ``path``.
+def replaced_file(path, before=None):
+    """As ``dataset.files.replaced_file``.
 
     Raises:
         TrainingError: the disk refuses; ``path`` is as it was before.
     """
-    aside = ASIDE.format(path, os.getpid())
     try:
-        with open(aside, "wb") as file:
+        with files.replaced_file(path, before) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _flush_folder(os.path.dirname(path))
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
-        if isinstance(error, OSError):
-            raise TrainingError("{} can't be written ({}); {}".format(
-                path, error.strerror or error, "the one that is there stays as it was" if os.path.exists(path)
-                else "make room")) from None
-        raise
-
-
-def _flush_folder(path):
-    """Put the names in a folder on the disk, too; not every system and file system can."""
-    with contextlib.suppress(OSError):
-        number = os.open(path or ".", os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    except OSError as error:
+        raise TrainingError("{} can't be written ({}); {}".format(
+            path, error.strerror or error, "the one that is there stays as it was" if os.path.exists(path)
+            else "make room")) from None
 
 
 def write_text(path, text):
@@ -61,12 +44,32 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def write_tensors(path, value):
-    """Write tensors, on the CPU, in plain containers."""
+def read_config(directory):
+    """Return the config.json in ``directory``: a dict with a dict of ``options``; None if there is none.
+
+    Raises:
+        WeightsError: it is none of ours.
+    """
+    path = os.path.join(directory, CONFIG)
+    if not os.path.lexists(path):
+        return None
+    config = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                config = json.load(file)
+    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
+        raise WeightsError("{} is not a config.json of this project; mend or remove it, and state the options".format(
+            path))
+    return config
+
+
+def write_tensors(path, value, before=None):
+    """Write tensors, on the CPU, in plain containers; ``before`` as in ``dataset.files.replaced_file``."""
     # By way of memory: a disk that fills up under torch.save's own writer ends the process with torch 1.10.
     content = io.BytesIO()
     torch.save(value, content)
-    with replaced_file(path) as file:
+    with replaced_file(path, before) as file:
         file.write(content.getbuffer())
 
 
@@ -84,21 +87,18 @@ def held_directory(path):
         return
     made = _folders_to_make(path)
     try:
-        os.makedirs(path, exist_ok=True)
-        with open(ASIDE.format(os.path.join(path, "probe"), os.getpid()), "wb"):
-            pass
-    except OSError as error:
-        _remove_empty(made)
-        raise UsageError("--save_dir {}: can't be written to ({})".format(path, error.strerror)) from None
-    try:
-        with locked(os.path.join(path, LOCK), wait=False):
-            for name in os.listdir(path):
-                if REMAINS.fullmatch(name):
-                    os.remove(os.path.join(path, name))
+        with contextlib.ExitStack() as held:
+            try:
+                os.makedirs(path, exist_ok=True)
+                held.enter_context(locked(os.path.join(path, LOCK), wait=False))
+                for name in CONTENT + (CONFIG,):
+                    files.remove_remains(os.path.join(path, name))
+            except BlockingIOError:
+                raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "
+                                 "directory of its own".format(path)) from None
+            except OSError as error:
+                raise UsageError("--save_dir {}: can't be written to ({})".format(path, error.strerror)) from None
             yield
-    except BlockingIOError:
-        raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a directory "
-                         "of its own".format(path)) from None
     finally:
         _remove_empty(made)
 
@@ -116,4 +116,3 @@ def _remove_empty(folders):
     with contextlib.suppress(OSError):  # not empty any more
         for folder in folders:
             os.rmdir(folder)
-

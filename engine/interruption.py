@@ -10,19 +10,21 @@ import signal
 import threading
 import time
 
-__all__ = ["Stopped", "handled_interruptions", "deferred_interruptions", "interrupted", "stop_if_interrupted",
-           "agree_with"]
+__all__ = ["Stopped", "ToldElsewhere", "handled_interruptions", "deferred_interruptions", "interrupted",
+           "stop_if_interrupted", "agree_with"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _OF_PYTHON = {signal.SIGINT: signal.default_int_handler}
 
 # A launcher passes on the Ctrl-C that the terminal has sent to all; the two come together, and are one.
 TOGETHER_SECONDS = 0.5
+# Stands beside the numbers of signals for a failure of one process.
+FAILURE = 1000
 
 _loops = []
 _marks = []
 _agreement = None
-_last_sigint = float("-inf")
+_first_sigint = None
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,12 +42,17 @@ class Stopped(KeyboardInterrupt):
         self.advice = None  # how to go on, where somebody knows
 
 
+class ToldElsewhere(Exception):
+    """Another process of this run has failed, and it is the one that says why."""
+
+
 def _handle(number, frame):
-    global _last_sigint
+    global _first_sigint
     if number == signal.SIGINT:
         now = time.monotonic()
-        repeated, _last_sigint = now - _last_sigint < TOGETHER_SECONDS, now
-        if repeated and _marks:
+        if number not in _marks:
+            _first_sigint = now
+        elif _agreement is not None and now - _first_sigint < TOGETHER_SECONDS:
             return
     _marks.append(number)
     if not _loops or _marks.count(signal.SIGINT) > 1:
@@ -83,14 +90,23 @@ def interrupted():
     return _marks[0] if _marks else None
 
 
-def stop_if_interrupted():
+def stop_if_interrupted(failure=None):
     """Raise ``Stopped`` if a signal has come to this process or, see ``agree_with``, to one of its companions.
 
     To be called between two steps; with companions, by all of them equally often.
+
+    Args:
+        failure: an exception that keeps this process from the next step. It is raised here, and ``ToldElsewhere`` in
+            its companions.
     """
-    number = int(interrupted() or 0)
+    number = int(interrupted() or 0) if failure is None else FAILURE
     if _agreement is not None:
         number = _agreement(number)
+    if failure is not None:
+        failure.is_known_to_all = True
+        raise failure
+    if number == FAILURE:
+        raise ToldElsewhere
     if number:
         raise Stopped(number, between_steps=True)
 

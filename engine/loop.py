@@ -7,7 +7,7 @@ from tqdm import tqdm
 from dataset import DatasetError
 from engine import ranks
 from engine.errors import TrainingError
-from engine.interruption import Stopped, deferred_interruptions, interrupted, stop_if_interrupted
+from engine.interruption import (Stopped, ToldElsewhere, deferred_interruptions, interrupted, stop_if_interrupted)
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 
@@ -42,7 +42,7 @@ def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, 
     Raises:
         TrainingError: a loss is not finite.
         Stopped: a signal came.
-        DatasetError: a picture can't be read.
+        DatasetError: a picture can't be read. ToldElsewhere: another process can't read one.
     """
     progress = record.begin(training)
     if progress.epoch > epochs:
@@ -52,6 +52,9 @@ def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, 
     try:
         if progress.epoch == 0:
             progress = record.keep(0, training, evaluate(0))
+        if progress.epoch > epochs and not record.is_measured():
+            last = progress.epoch - 1
+            progress = record.keep(last, training, evaluate(last), *record.take_back())
         while progress.epoch <= epochs:
             epoch = progress.epoch
             train_epoch(training, step, loader, progress, record, checkpoint_every)
@@ -68,10 +71,12 @@ def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, 
     except Stopped as stop:
         if stop.between_steps:
             record.checkpoint(training, progress)
+            ranks.wait_for_all()
         stop.advice = record.advice()
         raise
-    except DatasetError:
+    except (DatasetError, ToldElsewhere):
         record.checkpoint(training, progress)
+        ranks.wait_for_all()
         print("The run stops in epoch {} after batch {}; {}".format(progress.epoch, progress.batch, record.advice()),
               flush=True)
         raise
@@ -83,6 +88,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     Raises:
         TrainingError: a loss is not finite; the batch is named.
         Stopped: a signal came; ``progress`` tells how far the epoch is.
+        DatasetError: a picture can't be read. ToldElsewhere: another process can't read one.
     """
     count = len(loader)
     if progress.batch == count:
@@ -98,9 +104,12 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     with tqdm(total=count, initial=progress.batch, desc="Epoch {}".format(progress.epoch), leave=False,
               disable=None) as bar:
         while progress.batch < count:
-            stop_if_interrupted()
-            asked = time.perf_counter()
-            images, labels = _next(batches)
+            asked, failure = time.perf_counter(), None
+            try:
+                images, labels = _next(batches)
+            except DatasetError as error:
+                failure = error
+            stop_if_interrupted(failure)
             progress.waited += time.perf_counter() - asked
             with training.precision.autocast():
                 terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
@@ -133,8 +142,8 @@ def _next(batches):
     try:
         return next(batches)
     except RuntimeError:
-        if interrupted():  # a loading process that was just starting died of the signal
-            raise Stopped(interrupted(), between_steps=True) from None
+        if interrupted():  # a loading process that was just starting died of the signal, which ends the run next
+            return None, None
         raise
 
 

@@ -9,8 +9,9 @@ from engine.precision import PRECISIONS
 from model import BACKBONES
 
 __all__ = ["new_parser", "add_data_options", "add_network_options", "add_pretrained_options", "add_batch_options",
-           "add_training_options", "add_run_options", "positive_float", "not_negative_float", "parse", "refuse_idle",
-           "check_shared", "check_download", "check_batches", "SAMPLER_HELP", "SMALLEST_IMAGE"]
+           "add_training_options", "add_run_options", "positive_float", "not_negative_float", "parse", "accepts",
+           "refuse_idle", "check_shared", "check_download", "check_batches", "SAMPLER_HELP", "SMALLEST_IMAGE",
+           "LARGEST_IMAGE"]
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
@@ -195,6 +196,29 @@ def parse(parser, argv):
     unset = object()
     marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     return args, {name for name, value in vars(marked).items() if value is not unset}
+
+
+def accepts(parser, name, value):
+    """Whether ``value``, of any type, is one that the option ``name`` can have."""
+    action, = [action for action in parser._actions if action.dest == name]
+    if value is None:
+        return action.default is None
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    if action.nargs is not None:
+        return isinstance(value, list) and bool(value) and all(_accepts_one(action, entry) for entry in value)
+    return _accepts_one(action, value)
+
+
+def _accepts_one(action, value):
+    if action.type is None and not isinstance(value, str):
+        return False
+    try:
+        known = value if action.type is None else action.type(str(value))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return known == value and isinstance(value, bool) == isinstance(known, bool) and (
+        action.choices is None or value in action.choices)
 
 
 def refuse_idle(stated, names, reason):

@@ -12,6 +12,7 @@ Without torchrun all of this is there and does nothing.
 import contextlib
 import datetime
 import io
+import json
 import os
 import sys
 import warnings
@@ -21,17 +22,26 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from engine import interruption
-from engine.errors import UsageError
+from engine.errors import LostCompanions, UsageError
 from model.compat import load_tensors
 
-__all__ = ["count", "number", "is_first", "local", "joined", "shares", "share", "gathered", "summed", "from_first",
-           "parallel", "spread_buffers", "describe"]
+__all__ = ["count", "number", "is_first", "local", "joined", "use_device", "shares", "share", "gathered", "summed",
+           "from_first", "agree", "machine_by_machine", "wait_for_all", "parallel", "synchronised_by_library",
+           "spread_buffers", "describe"]
 
-# For the others to write a checkpoint, decode pictures, sort out a recall. A process that ends is noticed at once.
+# For the others to write a checkpoint, sort out a recall. A process that ends is noticed at once.
 PATIENCE = datetime.timedelta(minutes=15)
+# For another machine to fetch and decode the pictures.
+PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)
+# What may differ between the machines of one run.
+OF_A_MACHINE = {"workers", "cache", "device", "data", "download"}
+# What the errors of gloo and NCCL say, of no class of their own, when another process is gone.
+LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out", "timeout", "nccl",
+        "remote process")
 
 # Tensors of an accelerator travel in a group of its own library; None stands for the group of all that comes before.
 _tensors = None
+_for_pictures = None
 
 
 def _from_environment(name, default):
@@ -63,17 +73,25 @@ def local():
 
 
 @contextlib.contextmanager
-def joined():
+def joined(options=None):
     """Wait for the other ranks and act as one of them within the block. Only the first rank's output is shown.
 
+    Args:
+        options: {name: value} of the command line, which must be that of the other ranks.
+
     Raises:
-        UsageError: they can't be reached.
+        UsageError: they can't be reached, or have other options.
+        LostCompanions: one of them has gone.
     """
+    global _tensors, _for_pictures
     if count() == 1:
         yield
         return
+    # So that a survivor in the middle of an exchange of NCCL's ends; newer versions have it from the start.
+    os.environ.setdefault("NCCL_ASYNC_ERROR_HANDLING", "1")
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
+        _for_pictures = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_PICTURES)
     except (RuntimeError, ValueError) as error:
         raise UsageError("the {} processes of this run can't meet ({}); torchrun sets MASTER_ADDR, MASTER_PORT, RANK "
                          "and WORLD_SIZE".format(count(), str(error).splitlines()[0])) from None
@@ -82,10 +100,21 @@ def joined():
         interruption.agree_with(_largest)
         if not is_first():
             sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(errors)
+        if options is not None:
+            agree({"--" + name: value for name, value in options.items() if name not in OF_A_MACHINE})
         yield
-        dist.barrier()
+        wait_for_all()
         dist.destroy_process_group()
+    except RuntimeError as error:
+        text = str(error).lower()
+        if "out of memory" not in text and any(words in text for words in LOST):
+            raise LostCompanions(str(error)) from None
+        raise
     finally:
+        if dist.is_initialized() and _tensors is None:  # NCCL would wait for those that are lost
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+        _tensors = _for_pictures = None
         interruption.agree_with(None)
         if sys.stdout is not output:
             sys.stdout.close()
@@ -189,20 +218,78 @@ class _Summed(torch.autograd.Function):
 
 
 def from_first(make):
-    """Call ``make()`` on the first rank and return its value, tensors in plain containers, on every rank."""
+    """Call ``make()`` on the first rank and return its value, tensors in plain containers, on every rank.
+
+    Raises:
+        ToldElsewhere: on the others, where the first rank raises an exception of its own.
+    """
     if count() == 1:
         return make()
-    content, size = None, torch.zeros(1, dtype=torch.int64)
+    content, size = None, torch.full((1,), -1)
     if is_first():
-        value, file = make(), io.BytesIO()
+        try:
+            value, file = make(), io.BytesIO()
+        except Exception:
+            dist.broadcast(size, 0)
+            raise
         torch.save(value, file)
         content = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
         size[0] = len(content)
     dist.broadcast(size, 0)
+    if int(size) < 0:
+        raise interruption.ToldElsewhere
     if content is None:
         content = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(content, 0)
     return value if is_first() else load_tensors(io.BytesIO(content.numpy().tobytes()))
+
+
+def agree(values):
+    """See that all ranks hold the same {name: value}, of what JSON can hold.
+
+    Raises:
+        UsageError: on the ranks whose values differ from the first one's; names them.
+        ToldElsewhere: on the others.
+    """
+    if count() == 1:
+        return
+    first, ours = json.loads(from_first(lambda: json.dumps(values))), json.loads(json.dumps(values))
+    differing = ["{} {} in the first process, {} in this one".format(name, first.get(name), ours.get(name))
+                 for name in sorted(set(first) | set(ours)) if first.get(name) != ours.get(name)]
+    interruption.stop_if_interrupted(UsageError("the processes of this run must have one command: {}".format(
+        ", ".join(differing))) if differing else None)
+
+
+def machine_by_machine(make):
+    """Return ``make()``, which the first rank of each machine calls before the others do.
+
+    Raises:
+        ToldElsewhere: another rank's call has raised an exception.
+    """
+    if count() == 1:
+        return make()
+    value = None
+    for first in (True, False):
+        failure = None
+        if first == (local()[0] == 0):
+            try:
+                value = make()
+            except Exception as error:
+                failure = error
+        failed = torch.tensor(int(failure is not None))
+        dist.all_reduce(failed, dist.ReduceOp.MAX, group=_for_pictures)
+        if failure is not None:
+            failure.is_known_to_all = True
+            raise failure
+        if failed:
+            raise interruption.ToldElsewhere
+    return value
+
+
+def wait_for_all():
+    """Wait until every rank has come here."""
+    if count() > 1:
+        dist.barrier()
 
 
 def parallel(network, device):
@@ -212,6 +299,11 @@ def parallel(network, device):
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1 x 1 convolutions
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None,
                                    process_group=_tensors)
+
+
+def synchronised_by_library(network):
+    """Return ``network`` with PyTorch's SyncBatchNorm in place of its BatchNorm; it is for accelerators."""
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network, _tensors)
 
 
 def spread_buffers(network):

@@ -7,15 +7,18 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 
 import torch
 
+from dataset.files import digest_of
 from engine import ranks
 from engine.errors import TrainingError, UsageError
-from engine.files import write_json, write_tensors, write_text
-from engine.resume import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, digest_of,
-                           refuse_other_run)
+from engine.files import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, write_json,
+                          write_tensors, write_text)
+from engine.resume import refuse_other_run
 from engine.state import VERSION, Progress
+from model import WeightsError, check_finite
 
 __all__ = ["RunRecord"]
 
@@ -50,25 +53,25 @@ class RunRecord:
         self.best, self.final, self.best_epoch, self.untrained = {}, {}, 0, None
         self.log, self.speed = [], []
         self.claimed = saved is not None
-        if self.directory is None:
-            return
-        self._check_inputs([name for name in inputs if self.options[name]])
-        if saved is None:
-            refuse_other_run(self.directory, script, self.options)
+        if self.save_dir is not None:
+            self.inputs = ranks.from_first(lambda: self._checked([name for name in inputs if self.options[name]]))
 
-    def _check_inputs(self, names):
-        for name in names:
+    def _checked(self, inputs):
+        """Return {name: digest} of the files that the run reads, if they and the directory are as they should be."""
+        digests = {}
+        for name in inputs:
             path = self.options[name]
             if os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.directory):
                 raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
                                  "directory of its own".format(self.directory, path))
             if self.saved is None or os.path.exists(path):
-                self.inputs[name] = digest_of(path)
-            if self.saved and self.inputs.get(name) != self.saved["inputs"].get(name) and name != "load":
+                digests[name] = digest_of(path)
+            if self.saved and digests.get(name) != self.saved["inputs"].get(name) and name != "load":
                 raise UsageError("--{} {} is not the file that this run began with; put that one back, or state where "
                                  "it is".format(name, path))
-        if self.saved:
-            self.inputs = self.saved["inputs"]
+        if self.saved is None:
+            refuse_other_run(self.directory, self.script, self.options)
+        return self.saved["inputs"] if self.saved else digests
 
     def take_data(self, train_set, test_set, skipped):
         """Take note of the pictures that the run sees.
@@ -88,7 +91,8 @@ class RunRecord:
         for split, (count, digest) in self.data.items():
             if self.saved["data"].get(split) != [count, digest]:
                 raise UsageError("the pictures of the {} set are not those that the run in {} began with ({} then, {} "
-                                 "now): put them back, or start again with --overwrite instead of --resume".format(
+                                 "now; names, sizes and classes count): put them back, or start again with --overwrite "
+                                 "instead of --resume".format(
                                      split, self.save_dir, self.saved["data"].get(split, [0])[0], count))
 
     def begin(self, training):
@@ -100,8 +104,9 @@ class RunRecord:
         progress = Progress()
         if self.saved is None:
             return progress
-        training.restore(os.path.join(self.save_dir, CHECKPOINT), self.saved["network"], self.saved["training"])
         progress.restore(self.saved["progress"], training.device)
+        training.restore(os.path.join(self.save_dir, CHECKPOINT), self.saved["network"], self.saved["training"],
+                         has_stepped=progress.epoch > 1 or progress.batch > 0)
         began_in = self.saved["training"]["precision"]
         if began_in != training.precision.name:
             print("Warning: this run began in {} and goes on in {}".format(began_in, training.precision.name))
@@ -110,12 +115,27 @@ class RunRecord:
         self.saved = None  # its tensors are free to go
         if self.directory is None:
             return progress
-        write_json(self._path(CONFIG), self._config())
-        if progress.epoch <= self.options["epochs"]:
+        self._describe()
+        if progress.epoch <= self.options["epochs"] or not self.is_measured():
             self._remove(RESULT)
-        if progress.epoch > 0:
-            self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1)
+        if progress.epoch == 0:
+            self._remove(BEST, LAST, LOG, SPEED)
+            return progress
+        self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1)
+        if not os.path.exists(self._path(BEST)):
+            print("Warning: {} of epoch {} has gone; there is none until an epoch is better".format(
+                self._path(BEST), self.best_epoch), flush=True)
         return progress
+
+    def is_measured(self):
+        """Whether the last epoch that is over was measured, or none is over."""
+        return not self.log or "recall" in json.loads(self.log[-1])
+
+    def take_back(self):
+        """Return (figures, speed) of the last epoch, as ``keep`` takes them, to keep it anew."""
+        figures, speed = json.loads(self.log.pop()), json.loads(self.speed.pop())
+        del figures["epoch"], speed["epoch"]
+        return figures, speed
 
     def keep(self, epoch, training, measurements=None, figures=None, speed=None):
         """Take an epoch that is over: write the state, the weights and the epoch's lines.
@@ -160,25 +180,27 @@ class RunRecord:
         if self.directory is None:
             return
         weights = training.weights() if weights is None else weights
-        for name, value in weights.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise TrainingError("the weights are not finite in epoch {} after batch {} (first in {}); the files "
-                                    "of the run stay as they were before; try a lower --lr".format(
-                                        progress.epoch, progress.batch, name))
-        self._claim()
+        try:
+            check_finite("the network", weights)
+        except WeightsError as error:
+            raise TrainingError("{} in epoch {} after batch {}; the files of the run stay as they were before; try a "
+                                "lower --lr".format(error, progress.epoch, progress.batch)) from None
         write_tensors(self._path(CHECKPOINT), {
             "version": VERSION, "script": self.script, "options": self.options, "inputs": self.inputs,
             "data": self.data, "progress": progress.capture(), "log": self.log, "speed": self.speed,
             "record": {"best": self.best, "final": self.final, "best_epoch": self.best_epoch,
                        "untrained": self.untrained},
-            "training": training.capture(), "network": weights})
+            "training": training.capture(), "network": weights}, before=self._give_way)
+        self._claim()
 
     def advice(self):
         """Return in words how to go on with this run."""
         if self.save_dir is None:
             return "nothing was kept, since no --save_dir was given"
+        if not self.claimed:
+            return "nothing was kept yet; the same command starts again"
         return "to go on: {} {} --resume --save_dir {}".format(
-            "python3" if ranks.count() == 1 else "torchrun as before,", self.script, self.save_dir)
+            "python3" if ranks.count() == 1 else "as many processes of", self.script, shlex.quote(self.save_dir))
 
     def finish(self, lines):
         """Write ``result.txt``: {what: fraction}, shown in percent."""
@@ -195,24 +217,33 @@ class RunRecord:
         write_text(self._path(LOG), "".join(line + "\n" for line in self.log))
         write_text(self._path(SPEED), "".join(line + "\n" for line in self.speed))
 
+    def _give_way(self):
+        """Let an earlier run's options go: a state without them stands for itself, one beside others is refused."""
+        if not self.claimed:
+            self._remove(CONFIG)
+
     def _claim(self):
-        """Let the files of an earlier run give way, now that this one has something to put in their place."""
+        """Let the other files of an earlier run go, now that the state of this one is in its place."""
         if self.claimed:
             return
-        for name in CONTENT:
-            self._remove(name)
-        write_json(self._path(CONFIG), self._config())
-        if self.skipped:
-            write_text(self._path(SKIPPED), "".join(line + "\n" for line in self.skipped))
+        self._describe()
+        self._remove(*(name for name in CONTENT if name not in (CHECKPOINT, SKIPPED)))
         self.claimed = True
 
-    def _config(self):
-        return {"script": self.script, "options": self.options,
-                "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+    def _describe(self):
+        """Write what the run is: its options, and the pictures that it leaves out."""
+        write_json(self._path(CONFIG), {
+            "script": self.script, "options": self.options,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__}})
+        if self.skipped:
+            write_text(self._path(SKIPPED), "".join(line + "\n" for line in self.skipped))
+        else:
+            self._remove(SKIPPED)
 
-    def _remove(self, name):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._path(name))
+    def _remove(self, *names):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self._path(name))
 
     def _path(self, name):
         return os.path.join(self.directory, name)

@@ -1,32 +1,30 @@
 """Which run a --save_dir holds: go on with it, or keep off it."""
-import hashlib
-import json
 import os
 
 from engine import ranks
 from engine.errors import UsageError
+from engine.files import CHECKPOINT, CONFIG, CONTENT, RESULT, read_config
+from engine.options import accepts
 from engine.state import read_state
 from model import WeightsError
 
-__all__ = ["saved_run", "refuse_other_run", "digest_of", "BEST", "LAST", "CONFIG", "CHECKPOINT", "LOG", "SPEED",
-           "RESULT", "SKIPPED", "CONTENT"]
+__all__ = ["saved_run", "refuse_other_run"]
 
-BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
-LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
-CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)
-# About where and how long a run runs; a run that differs only in these is the same run.
-FREE = {"workers", "cache", "device", "data", "download", "compile", "checkpoint_every", "epochs", "resume",
-        "overwrite", "save_dir"}
-# The teacher's file may have moved; that it is the same one is seen from its content.
-FREE_TO_GO_ON = FREE | {"teacher_load"}
+# About how a run runs; commands that differ only in these are for the same run.
+FREE = {"workers", "cache", "device", "download", "compile", "checkpoint_every", "resume", "overwrite", "save_dir"}
+# A run may be made longer, and its files may have moved: that they are the same is seen from their content.
+FREE_TO_GO_ON = FREE | {"epochs", "data", "teacher_load"}
 # What a run that goes on takes from the command line or this machine, never from the one that it began with.
 OF_THIS_COMMAND = {"resume", "overwrite", "save_dir", "workers", "download"}
 
 
-def saved_run(args, stated, script):
+def saved_run(args, stated, parser):
     """With --resume, return the content of the run's checkpoint and put its options into ``args``.
 
     Returns None without --resume, and where the run has not begun yet.
+
+    Args:
+        args, stated: as ``options.parse`` gives them. parser: of the script.
 
     Raises:
         UsageError: there is nothing to go on from, or the command states other options than the run has.
@@ -34,12 +32,12 @@ def saved_run(args, stated, script):
     """
     if not args.resume:
         return None
-    saved, values = ranks.from_first(lambda: (_saved_run(args, stated, script), vars(args)))
+    saved, values = ranks.from_first(lambda: (_saved_run(args, stated, parser), vars(args)))
     vars(args).update(values)
     return saved
 
 
-def _saved_run(args, stated, script):
+def _saved_run(args, stated, parser):
     if args.save_dir is None:
         raise UsageError("--resume needs --save_dir, the directory of the run to go on with")
     if args.overwrite:
@@ -50,10 +48,10 @@ def _saved_run(args, stated, script):
         print("Resume: no {} yet; the run starts from the beginning".format(path), flush=True)
         return None
     saved = read_state(path)
-    if saved["script"] != script:
+    if saved["script"] != parser.prog:
         raise UsageError("{} is of {}; go on with that script".format(path, saved["script"]))
-    config = _read_config(args.save_dir)
-    foreign = config and _differences(config["options"], saved["options"], FREE)
+    config = read_config(args.save_dir)
+    foreign = config and _differences(config["options"], saved["options"], FREE_TO_GO_ON)
     if foreign:
         raise UsageError("{} is not of the run that {} beside it describes ({}); one of them was put there".format(
             path, CONFIG, foreign))
@@ -65,10 +63,12 @@ def _saved_run(args, stated, script):
     for name, value in saved["options"].items():
         if name in OF_THIS_COMMAND or name in FREE_TO_GO_ON & stated or not hasattr(args, name):
             continue
-        if not _is_alike(value, getattr(args, name)):
+        if not accepts(parser, name, value):
             raise WeightsError("{} gives --{} the value {!r}, which this version does not know".format(
                 path, name, value))
         setattr(args, name, value)
+    if saved["progress"]["batch"] > args.iter_per_epoch:
+        raise WeightsError("{} has done more batches of an epoch than there are".format(path))
     done = saved["progress"]["epoch"] - 1
     if args.epochs < done:
         raise UsageError("--epochs {}: the run in {} has done {} already".format(args.epochs, args.save_dir, done))
@@ -84,7 +84,7 @@ def refuse_other_run(directory, script, options):
     present = [name for name in CONTENT if os.path.exists(os.path.join(directory, name))]
     if not present or options["overwrite"]:
         return
-    config = _read_config(directory)
+    config = read_config(directory)
     if config is None:
         raise UsageError("--save_dir {} holds {} of another run; give this run a directory of its own, or replace that "
                          "one with --overwrite".format(directory, present[0]))
@@ -92,8 +92,8 @@ def refuse_other_run(directory, script, options):
     if config.get("script") != script:
         differing = "it is of {}".format(config.get("script"))
     if differing:
-        raise UsageError("--save_dir {} holds another run ({}); give this run a directory of its own, or replace that "
-                         "one with --overwrite".format(directory, differing))
+        raise UsageError("--save_dir {} holds another run ({}); give this run a directory of its own, replace that one "
+                         "with --overwrite, or go on with that one with --resume".format(directory, differing))
     if RESULT in present:
         raise UsageError("--save_dir {} holds this run, finished; --overwrite does it again, --resume with more "
                          "--epochs goes on".format(directory))
@@ -104,15 +104,6 @@ def refuse_other_run(directory, script, options):
         directory, CHECKPOINT))
 
 
-def digest_of(path):
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _refuse_without_checkpoint(args, stated):
     present = [name for name in CONTENT if os.path.exists(os.path.join(args.save_dir, name))]
     if present:
@@ -120,30 +111,6 @@ def _refuse_without_checkpoint(args, stated):
                          "--resume starts again".format(args.save_dir, present[0], CHECKPOINT))
     if not stated - {"resume", "save_dir", "checkpoint_every", "workers", "cache", "device"}:
         raise UsageError("--save_dir {} holds no {} to go on from".format(args.save_dir, CHECKPOINT))
-
-
-def _read_config(directory):
-    """Return the config.json in ``directory``, or None if there is none.
-
-    Raises:
-        WeightsError: it is none of ours.
-    """
-    path = os.path.join(directory, CONFIG)
-    if not os.path.exists(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-        if isinstance(config["options"], dict):
-            return config
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise WeightsError("{} is not a config.json of this project; mend or remove it".format(path))
-
-
-def _is_alike(value, default):
-    kinds = [(int, float) if type(entry) in (int, float) else type(entry) for entry in (value, default)]
-    return value is None or default is None or kinds[0] == kinds[1]
 
 
 def _differences(there, here, free):

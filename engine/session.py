@@ -1,19 +1,30 @@
 """The start of a run: say what it will do, check that the pictures fit the job, open them, make the loaders."""
 import collections
+import contextlib
 import json
 
 from dataset import EvaluationLoader, TrainLoader, open_pictures, resized_size
 from engine import ranks
 from engine.device import prepare_device, resolve_device, seed_everything
 from engine.errors import UsageError
+from engine.files import held_directory
 from engine.precision import resolve_precision
 from metric.batchsampler import NPairs
 
-__all__ = ["start", "check_splits", "open_splits", "evaluation_loaders", "training_loader"]
+__all__ = ["one_run", "start", "check_splits", "open_splits", "evaluation_loaders", "training_loader"]
 
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
 NAMES = {"train": "training", "test": "test"}
+
+
+@contextlib.contextmanager
+def one_run(args):
+    """Within the block the processes of a run act as one, and nobody else writes to its --save_dir."""
+    with ranks.joined(vars(args)), contextlib.ExitStack() as held:
+        if getattr(args, "mode", "train") == "train":
+            ranks.from_first(lambda: held.enter_context(held_directory(args.save_dir)))
+        yield
 
 
 def start(args):
@@ -22,14 +33,17 @@ def start(args):
     Raises:
         UsageError: the device or the precision doesn't work here.
     """
-    if args.batch < ranks.count():
-        raise UsageError("--batch {} is divided among {} processes; take a batch of at least that".format(
-            args.batch, ranks.count()))
+    measuring_only = getattr(args, "mode", "train") == "eval"
+    least = ranks.count() if measuring_only or args.sync_bn else 2 * ranks.count()
+    if ranks.count() > 1 and args.batch < least:
+        raise UsageError("--batch {} is divided among {} processes; take at least {}{}".format(
+            args.batch, ranks.count(), least, "" if measuring_only or args.sync_bn else
+            ", or --sync_bn: a BatchNorm has nothing to learn from a single picture"))
     device, why = resolve_device(args.device)
     prepare_device(device)
     ranks.use_device(device)
-    precision, precision_why = resolve_precision(args.precision, device,
-                                                 measuring_only=getattr(args, "mode", "train") == "eval")
+    precision, precision_why = resolve_precision(args.precision, device, measuring_only)
+    ranks.agree({"--precision": precision.name})
     seed_everything(args.seed)
     print("Options: {}".format(json.dumps(vars(args), sort_keys=True)))
     print("Seed: {}".format(args.seed))
@@ -61,7 +75,7 @@ def check_splits(train_set, test_set, args, training=True, pairs_needed=False):
                 split, "only one class ({})".format(images.classes[0]) if images.classes else "no pictures"))
         if len(images) < ranks.count():
             raise UsageError("the {} set has {} pictures for {} processes".format(split, len(images), ranks.count()))
-        if max(args.recall) > len(images) - 1:
+        if (images is test_set or not args.no_train_recall) and max(args.recall) > len(images) - 1:
             raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
                 max(args.recall), split, len(images) - 1))
         _check_single_pictures(split, images, pairs_needed and images is train_set)
@@ -112,11 +126,16 @@ def open_splits(train_set, test_set, args, training=True, pairs_needed=False):
         UsageError: what is left without them does not fit the job; see ``check_splits``.
     """
     splits = {"train": train_set, "test": test_set}
-    pictures = {}
-    for split, images in splits.items():
-        if split == "test" or training or not args.no_train_recall:
-            pictures[split] = open_pictures([path for path, _ in images.samples], resized_size(args.image_size),
-                                            args.cache, args.data, "{} set".format(NAMES[split]), args.skip_broken)
+
+    def opened():
+        return {split: open_pictures([path for path, _ in images.samples], resized_size(args.image_size), args.cache,
+                                     args.data, "{} set".format(NAMES[split]), args.skip_broken)
+                for split, images in splits.items() if split == "test" or training or not args.no_train_recall}
+
+    pictures = ranks.machine_by_machine(opened)
+    ranks.agree({"pictures of the {} set".format(NAMES[split]): [len(images), images.fingerprint(args.data),
+                                                                 sorted(getattr(pictures.get(split), "skipped", ()))]
+                 for split, images in splits.items()})
     skipped = {split: opened.skipped for split, opened in pictures.items() if opened.skipped}
     if not skipped:
         return train_set, test_set, pictures, []
@@ -143,6 +162,7 @@ def training_loader(train_set, pictures, args, device):
 def evaluation_loaders(train_set, test_set, pictures, args, device):
     """Return {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second."""
     splits = {"test": test_set} if args.no_train_recall else {"train": train_set, "test": test_set}
-    return {split: EvaluationLoader(images, args.batch, args.image_size, args.workers, device.type != "cpu",
+    batch = -(-args.batch // ranks.count())
+    return {split: EvaluationLoader(images, batch, args.image_size, args.workers, device.type != "cpu",
                                     pictures[split], ranks.share(len(images)))
             for split, images in splits.items()}

@@ -1,17 +1,22 @@
 """Files of weights: read without running code, checked, and torchvision's own fetched once."""
+import http.client
 import os
 import pickle
 import socket
 import sys
 import warnings
+import zipfile
 
 import torch
 
 from model.compat import cached_weights_path, imagenet_weights_url, load_tensors
 
-__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "imagenet_weights"]
+__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "imagenet_source", "imagenet_missing",
+           "imagenet_weights"]
 
 CONNECT_SECONDS = 20
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
+           torch.int32, torch.int64, torch.bool}
 
 
 class WeightsError(Exception):
@@ -22,7 +27,8 @@ def read_tensors(path):
     """Return what is in the file ``path``: tensors, on the CPU, in plain containers. Nothing that it holds is run.
 
     Raises:
-        WeightsError: no such file, damaged, or with something else in it.
+        WeightsError: no such file, damaged, or with something else in it, such as tensors that are no plain arrays of
+            numbers; or it would take more memory than the file is long.
     """
     if os.path.isdir(path):
         raise WeightsError("{} is a folder; give the .pth file in it".format(path))
@@ -30,6 +36,20 @@ def read_tensors(path):
         raise WeightsError("{}: no such file".format(path))
     if not os.path.isfile(path):
         raise WeightsError("{} is no regular file".format(path))
+    size = os.path.getsize(path)
+    if _is_inflated(path, size):
+        raise WeightsError("{} is refused: unpacked, it is longer than the file, and PyTorch compresses nothing".format(
+            path))
+    tensors = _load(path)
+    for name, tensor in _named_tensors(tensors):
+        fault = _fault_of(tensor, size)
+        if fault:
+            raise WeightsError("{} is refused: it holds a tensor that is no plain array of numbers{} ({})".format(
+                path, ", " + name if name else "", fault))
+    return tensors
+
+
+def _load(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice for archives that are something else
@@ -45,11 +65,45 @@ def read_tensors(path):
         raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
 
 
+def _is_inflated(path, size):
+    """Whether the file is a zip archive whose content is longer than its own ``size``."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist()) > size
+    except Exception:  # zipfile, too, raises half a dozen types for a damaged file; torch says what it is
+        return False
+
+
+def _named_tensors(content):
+    """Yield (name or None, tensor) of all tensors in nested containers, which may be knotted; each container once."""
+    seen, waiting = set(), [(None, content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            entries = value.items() if isinstance(value, dict) else ((name, entry) for entry in value)
+            waiting.extend((key if isinstance(key, str) else name, entry) for key, entry in entries)
+
+
+def _fault_of(tensor, most):
+    """Return in words why a tensor is no plain array of numbers in at most ``most`` bytes; None if it is one."""
+    if getattr(tensor, "is_nested", False):
+        return "nested"
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in NUMBERS:
+        return "{}, {}, device {}".format(tensor.layout, tensor.dtype, tensor.device.type).replace("torch.", "")
+    if tensor.numel() * tensor.element_size() > most:
+        return "{} numbers in a file of {} bytes".format(" x ".join(map(str, tensor.shape)), most)
+    return None
+
+
 def read_weights(path):
     """Return the state dict in the file ``path``: names to finite tensors, on the CPU.
 
     Raises:
-        WeightsError: no such file, not a state dict, damaged, or with values that are not finite.
+        WeightsError: no such file, not a state dict, damaged, or with values that are not finite, or with whole numbers
+            where a network has others.
     """
     weights = read_tensors(path)
     if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "training" in weights:
@@ -58,6 +112,10 @@ def read_weights(path):
     if not isinstance(weights, dict) or not weights or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
         raise WeightsError("{} holds no state dict (names and tensors)".format(path))
+    for name, value in weights.items():
+        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise WeightsError("{} holds whole numbers ({}) instead of weights, first in {}".format(
+                path, str(value.dtype).replace("torch.", ""), name))
     check_finite(path, weights)
     return weights
 
@@ -73,28 +131,39 @@ def check_finite(path, weights):
             raise WeightsError("{} holds values that are not finite, first in {}".format(path, name))
 
 
+def imagenet_source(architecture):
+    """Return (address, path in torch.hub's cache, first digits of the SHA-256) of torchvision's ImageNet weights."""
+    url = imagenet_weights_url(architecture)
+    path = cached_weights_path(url)
+    return url, path, path.rsplit("-", 1)[-1].split(".")[0]  # torchvision's names end in the first 8 digits
+
+
+def imagenet_missing(architecture, reason):
+    """Return the WeightsError that says where to put ImageNet weights that can't be fetched for ``reason``."""
+    url, path, _ = imagenet_source(architecture)
+    return WeightsError(
+        "ImageNet weights of {} are not on this machine and can't be fetched ({}): put {} at {}, or give "
+        "--pretrained FILE, or start from random weights with --pretrained none".format(
+            architecture, reason, url, path))
+
+
 def imagenet_weights(architecture):
     """Return the path of torchvision's IMAGENET1K_V1 weights, fetched if they are not in torch.hub's cache.
 
     Raises:
         WeightsError: they are not there and can't be fetched.
     """
-    url = imagenet_weights_url(architecture)
-    path = cached_weights_path(url)
+    url, path, digest = imagenet_source(architecture)
     if os.path.isfile(path):
         return path
-    digest = path.rsplit("-", 1)[-1].split(".")[0]  # torchvision's names end in the first 8 digits of the SHA-256
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)  # a machine behind a firewall would wait for minutes
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         print("Fetching ImageNet weights: {}".format(url))
         torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            "ImageNet weights of {} are not on this machine and can't be fetched ({}): put {} at {}, or give "
-            "--pretrained FILE, or start from random weights with --pretrained none".format(
-                architecture, error, url, path)) from None
+    except (OSError, RuntimeError, http.client.HTTPException, ValueError, EOFError) as error:
+        raise imagenet_missing(architecture, error) from None
     finally:
         socket.setdefaulttimeout(patience)
     return path

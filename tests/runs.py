@@ -39,7 +39,7 @@ def start(script, argv, output, prepare=None, *prepare_arguments, workers="fork"
     return process
 
 
-def _as_rank(number, count, port):
+def as_rank(number, count, port):
     os.environ.update(RANK=str(number), WORLD_SIZE=str(count), LOCAL_RANK=str(number), LOCAL_WORLD_SIZE=str(count),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
@@ -53,11 +53,11 @@ def free_port():
 def start_ranks(count, script, argv, output):
     """Start ``count`` processes of one run, as torchrun does; rank r prints into ``output`` with its number added."""
     port = free_port()
-    return [start(script, argv, "{}{}".format(output, rank), _as_rank, rank, count, port) for rank in range(count)]
+    return [start(script, argv, "{}{}".format(output, rank), as_rank, rank, count, port) for rank in range(count)]
 
 
-def _call_as_rank(number, count, port, function, arguments):
-    _as_rank(number, count, port)
+def _call_in_rank(number, count, port, function, arguments):
+    as_rank(number, count, port)
     torch.set_num_threads(1)
     function(*arguments)
 
@@ -65,7 +65,7 @@ def _call_as_rank(number, count, port, function, arguments):
 def call_in_ranks(count, function, *arguments):
     """Call a function of a module of tests in ``count`` processes that are ranks of one run."""
     port = free_port()
-    processes = [CONTEXT.Process(target=_call_as_rank, args=(rank, count, port, function, arguments))
+    processes = [CONTEXT.Process(target=_call_in_rank, args=(rank, count, port, function, arguments))
                  for rank in range(count)]
     for process in processes:
         process.start()
@@ -93,6 +93,19 @@ def wait_for(condition, seconds=60):
         if time.monotonic() > deadline:
             raise AssertionError("waited {} s in vain".format(seconds))
         time.sleep(0.002)
+
+
+def answer(capsys, main, argv):
+    """Call ``main`` of a script in this process and return (exit code, what it printed, what it printed on stderr)."""
+    capsys.readouterr()
+    code = main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.strip()
+
+
+def content(directory):
+    """Return {name: bytes} of the files in a directory."""
+    return {name: (directory / name).read_bytes() for name in sorted(os.listdir(str(directory)))}
 
 
 def assert_same_run(found, expected):

@@ -12,7 +12,7 @@ import pytest
 
 import run
 from conftest import make_pictures, options_for
-from dataset import BrokenPicturesError, DatasetError, FolderMetric, cache, load_resized, open_pictures
+from dataset import BrokenPicturesError, DatasetError, FolderMetric, cache, files, load_resized, open_pictures
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -55,11 +55,31 @@ def test_half_a_cache_is_not_taken_for_a_whole_one(pictures, tmp_path):
     open_pictures(paths, 37, str(tmp_path))
     path = str(tmp_path / kept(tmp_path)[0])
     os.truncate(path, os.path.getsize(path) // 2)
-    remains = path + ".999999" + cache.ASIDE
-    with open(remains, "wb"):
-        pass
+    remains = [files.ASIDE.format(name, 999999) for name in (path, path + cache.PROBLEMS)]
+    for name in remains:
+        open(name, "wb").close()
     assert np.array_equal(open_pictures(paths, 37, str(tmp_path))[-1], load_resized(paths[-1], 37))
-    assert not os.path.exists(remains)
+    assert not any(os.path.exists(name) for name in remains)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"[" * 100000, b'{"36": "x"}', b'{"-1": "x"}',
+                                     b'{"2": 3}', b'{"two": "x"}'])
+@pytest.mark.parametrize("broken", [[], [2, 35]])
+def test_a_cache_with_half_a_list_of_broken_pictures_is_made_anew(own_pictures, tmp_path, capsys, content, broken):
+    paths = paths_of(own_pictures)
+    for index in broken:
+        with open(paths[index], "wb") as file:
+            file.write(b"no picture")
+    expected = open_pictures(paths, 37, str(tmp_path / "cache"), skip_broken=True)
+    listed = tmp_path / "cache" / (kept(tmp_path / "cache")[0] + cache.PROBLEMS)
+    assert sorted(expected.skipped) == broken and listed.exists() == bool(broken)
+    listed.write_bytes(content)
+    capsys.readouterr()
+    found = open_pictures(paths, 37, str(tmp_path / "cache"), skip_broken=True)
+    assert "decoded once" in capsys.readouterr().out
+    assert found.skipped == expected.skipped and listed.exists() == bool(broken)
+    assert np.array_equal(found[5], expected[5])
+    assert sorted(os.listdir(str(tmp_path / "cache"))) == kept(tmp_path / "cache") + ([listed.name] if broken else [])
 
 
 def test_all_broken_pictures_are_listed(own_pictures, tmp_path, capsys):
@@ -115,7 +135,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     until = time.time() + 60
-    while not list(tmp_path.glob("cache/*" + cache.ASIDE)):
+    while not list(tmp_path.glob(files.ASIDE.format("cache/*", "*"))):
         assert process.poll() is None and time.time() < until
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 """Data sets, decoding and loaders."""
 import io
+import os
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ import torch
 from PIL import Image
 
 from conftest import make_pictures
-from dataset import (CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, TrainLoader, load_resized,
-                     resized_size)
+from dataset import (CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, ImageSet, TrainLoader,
+                     default_workers, load_resized, loader, resized_size)
 from metric.batchsampler import NPairs
 
 
@@ -40,6 +41,16 @@ def _file_instead(path):
     path.write_text("")
 
 
+def _linked(target, *name):
+    """Return a function that makes a data set with a link in it; "" stands for the link itself."""
+    def make(path):
+        make_pictures(path / "train")
+        make_pictures(path / "test", seed=1)
+        path = path.joinpath(*name)
+        path.symlink_to(target or path.name)
+    return make
+
+
 @pytest.mark.parametrize("make, expected", [
     (lambda path: None, "no such folder"),
     (_file_instead, "no such folder"),
@@ -47,11 +58,63 @@ def _file_instead(path):
     (lambda path: make_pictures(path, classes=1), "only one class folder"),
     (lambda path: make_pictures(path / "train"), "train/ but no test/"),
     (lambda path: [make_pictures(path), (path / "class99").mkdir()], "class99: the class folder holds no picture"),
+    (lambda path: [make_pictures(path), (path / "loop").symlink_to("loop")], "set/loop: this link .*Too many levels"),
+    (lambda path: [make_pictures(path), (path / "line\nfeed").symlink_to("gone")], r"set/line\\nfeed: this link"),
+    (_linked("", "test", "loop"), "set/test/loop: this link .*Too many levels"),
+    (_linked("gone", "test", "class99"), "set/test/class99: this link .*No such file"),
+    (_linked("gone", "test", "001.Laysan_Albatross"), "set/test/001.Laysan_Albatross: this link"),
+    (_linked("class00/00.png/x", "test", "class99"), "set/test/class99: this link .*Not a directory"),
 ])
 def test_folder_that_does_not_fit(tmp_path, make, expected):
     make(tmp_path / "set")
     with pytest.raises(DatasetError, match=expected):
         FolderMetric(str(tmp_path / "set"), train=False)
+
+
+def test_links_that_are_no_class_folders_are_left_alone(tmp_path):
+    make_pictures(tmp_path / "set", classes=4, pictures=2)
+    expected = FolderMetric(str(tmp_path / "set"), train=True).class_to_idx
+    for name, target in (("x.jpg", "gone"), ("y.WEBP", "y.WEBP"), ("notes.txt", "gone"), ("old.tar.gz", "old.tar.gz"),
+                         (".hidden", "gone"), (".loop", ".loop"), ("README", "x.txt")):
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "set" / "x.txt").write_text("a file that is there")
+    assert FolderMetric(str(tmp_path / "set"), train=True).class_to_idx == expected
+    make_pictures(tmp_path / "elsewhere", classes=1, pictures=2)
+    (tmp_path / "set" / "class99").symlink_to(tmp_path / "elsewhere" / "class00")
+    assert FolderMetric(str(tmp_path / "set")).classes == ["class03", "class99"]
+
+
+def test_fingerprint_tells_pictures_apart(own_pictures, tmp_path):
+    def fingerprint(root=own_pictures):
+        return FolderMetric(str(root), train=True).fingerprint(str(root))
+
+    images, original = FolderMetric(str(own_pictures), train=True), fingerprint()
+    relabelled = ImageSet([(path, label + 1) for path, label in images.samples], {})
+    assert relabelled.fingerprint(str(own_pictures)) != original
+    path = own_pictures / "class00" / "00.png"
+    content = path.read_bytes()
+    os.utime(str(path), ns=(1, 1))
+    assert fingerprint() == original
+    path.write_bytes(content + b"more")
+    changed = fingerprint()
+    path.unlink()
+    missing = images.fingerprint(str(own_pictures))
+    path.symlink_to("gone")
+    assert fingerprint() == missing and len({original, changed, missing}) == 3
+    path.unlink()
+    path.write_bytes(content)
+    os.rename(str(own_pictures), str(tmp_path / "moved"))
+    assert fingerprint(tmp_path / "moved") == original
+
+
+@pytest.mark.parametrize("processes, expected", [
+    (None, 8), ("1", 8), ("2", 5), ("4", 2), ("100", 1), ("x", 8), ("", 8), ("1.5", 8), ("0", 8), ("-2", 8)])
+def test_loading_processes_share_the_cores(monkeypatch, processes, expected):
+    monkeypatch.setattr(loader, "usable_cores", lambda: 12)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_workers() == expected
 
 
 def test_item_is_transformed(pictures):

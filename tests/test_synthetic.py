@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import locking, synthetic
+from dataset import files, synthetic
 from dataset.scenery import draw_bird
 from dataset.synthetic import contact_sheet, prepare_birds, species
 
@@ -20,8 +20,8 @@ SMALL = {"classes": 4, "pictures": 3, "size": 64, "progress": False}
 def read_all(images):
     """Relative path -> bytes of every picture."""
     found = {}
-    for folder, _, files in os.walk(images):
-        for name in files:
+    for folder, _, names in os.walk(images):
+        for name in names:
             path = os.path.join(folder, name)
             with open(path, "rb") as file:
                 found[os.path.relpath(path, images)] = file.read()
@@ -107,7 +107,7 @@ def test_a_failure_while_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_second_of_two_that_draw_at_once_uses_the_first_ones_folder(small, tmp_path, monkeypatch):
     """Where the disk knows no locks; with locks the second waits."""
-    monkeypatch.setattr(locking, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
 
     def overtaken(bird, rng, size):
         monkeypatch.setattr(synthetic, "draw_bird", draw_bird)
