@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # The whole job on drawn birds, from random weights, without data, network or accelerator (after the installation):
 # teacher, evaluation, student by triplet loss alone, student by RKD, evaluation. Some minutes on 2 CPU cores.
+# PROCESSES=2 bash examples/quickstart.sh lets torchrun start each command in 2 processes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$("${PYTHON:-python3}" examples/environment.py)
 out=${1:-runs/quickstart}
 
-step() { printf '\n== %s\n' "$1"; shift; printf '   python3 %s\n' "$*"; "$python" "$@"; }
+launch=("$python") shown=python3
+if [ "${PROCESSES:-1}" -gt 1 ]; then
+  launch+=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
+  shown="torchrun --nproc_per_node $PROCESSES"
+fi
+step() { printf '\n== %s\n' "$1"; shift; printf '   %s %s\n' "$shown" "$*"; "${launch[@]}" "$@"; }
 
 data=(--dataset synthetic --image_size 56)
 budget=(--iter_per_epoch 40 --lr_decay_epochs 7)

@@ -1,12 +1,15 @@
 """The scripts in examples/: the environment and the summary."""
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+import run
+from conftest import ROOT
+
 sys.path.insert(0, os.path.join(ROOT, "examples"))
 
 import environment  # noqa: E402
@@ -32,6 +35,31 @@ def test_missing_and_old_packages_are_seen():
     del found["tqdm"]
     assert environment.missing(found, wanted) == ["tqdm"]
     assert environment.installed(sys.executable, ["numpy", "no_such_package"]).keys() == {"numpy"}
+
+
+def _program(path, *lines):
+    path.write_text("\n".join(("#!/usr/bin/env bash",) + lines) + "\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("code, requeued", [(0, False), (1, False), (2, False), (128 + signal.SIGUSR1, True)])
+def test_slurm_queues_the_job_again_only_after_its_warning(tmp_path, code, requeued):
+    """On a stand-in for SLURM with a single task."""
+    log = tmp_path / "log"
+    _program(tmp_path / "scontrol", '[ "$1" = show ] && echo first || echo "$@" >> {}'.format(log))
+    _program(tmp_path / "srun", 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 SLURM_LOCALID=0 "$@"')
+    _program(tmp_path / "python3", 'printf "%s\\n" "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR '
+             '$((MASTER_PORT > 1023))" "$@" > {}; exit {}'.format(tmp_path / "words", code))
+    environment = dict(os.environ, PATH="{}:{}".format(tmp_path, os.environ["PATH"]), SLURM_JOB_ID="7",
+                       SLURM_NTASKS="1", SLURM_NTASKS_PER_NODE="1", SLURM_JOB_NODELIST="x", SLURM_CPUS_PER_TASK="1")
+    script = os.path.join(ROOT, "examples", "slurm.sh")
+    assert subprocess.run(["bash", script, "out put"], env=environment).returncode == code
+    ranks, file, *words = (tmp_path / "words").read_text().splitlines()
+    assert (ranks, file) == ("0 1 0 1 first 1", "run.py")
+    args = run.build_parser().parse_args(words)
+    assert args.save_dir == "out put" and args.resume and args.dataset == "cub200"
+    assert args.batch <= 100 * args.num_image_per_class  # CUB-200 trains on 100 classes
+    assert log.exists() == requeued and (not requeued or log.read_text() == "requeue 7\n")
 
 
 def _run_directory(path, script, options, recalls):
