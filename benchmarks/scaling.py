@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How the training step scales over processes of one machine: pictures/s, share of the time in communication, bytes.
 
-    python3 benchmarks/scaling.py                     # 1 and 2 processes on CPUs
-    python3 benchmarks/scaling.py --processes 1 2 4 8 --device cuda
+    python3 benchmarks/scaling.py                     # 1, 2, 4 ... processes on CPUs, as many as there are cores
+    python3 benchmarks/scaling.py --device cuda       # as many as there are GPUs
 
 One process uses as many threads as there are cores, R processes share them. The job is a step of distillation
 (ResNet18 student, ResNet18 teacher of 512 dimensions, RKD-D and RKD-A) on pictures in memory. The time in
@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from dataset import usable_cores  # noqa: E402
 from engine import ranks  # noqa: E402
 from engine.device import place, prepare_device, resolve_device  # noqa: E402
 from metric.loss import RkdDistance, RKdAngle  # noqa: E402
@@ -29,7 +30,8 @@ from model import LinearEmbedding, build_backbone, fused  # noqa: E402
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="R", help="numbers to compare")
+    parser.add_argument("--processes", type=int, nargs="+", metavar="R",
+                        help="numbers to compare (default: 1, 2, 4 ... up to one a device or core)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64, help="pictures in the global batch")
     parser.add_argument("--image_size", type=int, default=112)
@@ -110,6 +112,9 @@ def main(argv=None):
         with ranks.joined():
             measure(args)
         return
+    if args.processes is None:
+        most = torch.cuda.device_count() if args.device.startswith("cuda") else usable_cores()
+        args.processes = [2 ** power for power in range(10) if 2 ** power <= max(1, most)]
     rounds = [{count: run(args, count) for count in args.processes} for _ in range(args.rounds)]
     print("| processes | pictures/s | times as fast | time in communication | gathered a step | gradients a step |")
     print("|---|---|---|---|---|---|")

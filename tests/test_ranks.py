@@ -123,6 +123,13 @@ def test_sync_bn_is_batchnorm_over_the_whole_batch(tmp_path, count):
         assert torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=1e-6)
 
 
+def test_sync_bn_travels_by_the_library_of_the_accelerator(monkeypatch):
+    group = object()
+    monkeypatch.setattr(ranks, "_tensors", group)
+    network = ranks.synchronised_by_library(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+    assert isinstance(network[0], torch.nn.SyncBatchNorm) and network[0].process_group is group
+
+
 def _embed_everything(data, path):
     images = FolderMetric(data, train=True)
     with ranks.joined():
