@@ -74,6 +74,7 @@ def measure(args, stated):
         compiled(network)
     *splits, pictures, _ = open_splits(*splits, args, training=False)
     loaders = evaluation_loaders(*splits, pictures, args, device)
+    ranks.begin()
     evaluate_splits(network, loaders, args.recall, device, 0, precision)
 
 

@@ -146,6 +146,7 @@ def train(args, stated):
     loaders = evaluation_loaders(train_set, test_set, pictures, args, device)
 
     if not saved:
+        ranks.begin()
         evaluate_splits(teacher, loaders, args.recall, device, 0)
     teacher = place(fused(teacher), device)
     if args.compile:

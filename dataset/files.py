@@ -19,7 +19,7 @@ def locked(path, wait=True):
     """Hold the file ``path``, which is there for this alone, locked; where the disk knows no locks, do without.
 
     The lock is this process's own: what it forks does not hold it. The end of the process, however it comes, gives the
-    lock back, and so would closing any other handle of the file.
+    lock back, and so would closing any other handle of the file. Threads of one process are not kept apart.
 
     Args:
         wait: for another process that holds it; then a line is printed.

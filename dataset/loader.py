@@ -131,8 +131,21 @@ def _evaluation_key(share, batch_size, batch):
     return indices, None, (0, len(indices))
 
 
-def _checked(batches):
-    for batch in batches:
+def _started(loader):
+    """Return an iterator over ``loader``, whose processes begin with their signals blocked until they know what to do
+    with them."""
+    if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _checked(loader):
+    for batch in _started(loader):
         if isinstance(batch, DatasetError):
             raise batch
         yield batch

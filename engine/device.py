@@ -88,8 +88,8 @@ def _of_this_rank(device):
         raise UsageError("--device {} is one device for {} processes; give cuda, cpu or auto".format(
             device, ranks.count()))
     if count > torch.cuda.device_count():
-        raise UsageError("{} processes on a machine with {} accelerators; give torchrun --nproc_per_node {}".format(
-            count, torch.cuda.device_count(), torch.cuda.device_count()))
+        raise UsageError("{} processes on a machine with {} accelerators; let torchrun start as many as there are, or "
+                         "give --device cpu".format(count, torch.cuda.device_count()))
     return torch.device("cuda", number)
 
 

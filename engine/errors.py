@@ -1,4 +1,5 @@
 """Errors that a user can mend: one line on the terminal, never a traceback."""
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from model import WeightsError
 __all__ = ["UsageError", "TrainingError", "LostCompanions", "run_script", "EXIT_USAGE"]
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
+SECONDS_TO_TELL = 1  # for a message of another process, before the end of this one ends it
 SECONDS_FOR_THE_FIRST = 8  # torchrun of torch 1.10 looks every 5 s whether a process has ended
 
 
@@ -44,6 +46,7 @@ def run_script(program, body):
             body()
         return 0
     except ToldElsewhere:
+        time.sleep(SECONDS_TO_TELL)
         return EXIT_USAGE
     except BrokenPipeError:  # whoever read the output has left; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would fail, too
@@ -52,8 +55,13 @@ def run_script(program, body):
         lines, code = [str(error)], EXIT_FAILURE if isinstance(error, TrainingError) else EXIT_USAGE
         if isinstance(error, BrokenPicturesError):
             lines = str(error).splitlines()
-        if rank != "0" and not getattr(error, "is_known_to_all", False):
-            time.sleep(SECONDS_FOR_THE_FIRST)  # most likely it says the same, and the launcher ends us meanwhile
+        told_by = getattr(error, "is_told_by", None if rank != "0" else "this process")
+        if told_by != "this process":
+            # Another process tells it, or the first one most likely does; then the launcher ends us meanwhile.
+            with contextlib.suppress(KeyboardInterrupt):
+                time.sleep(SECONDS_TO_TELL if told_by else SECONDS_FOR_THE_FIRST)
+            if told_by:
+                return code
     except KeyboardInterrupt as error:
         lines, code = _of_signal(error)
         if rank != "0":

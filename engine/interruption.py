@@ -11,20 +11,22 @@ import threading
 import time
 
 __all__ = ["Stopped", "ToldElsewhere", "handled_interruptions", "deferred_interruptions", "interrupted",
-           "stop_if_interrupted", "agree_with"]
+           "default_interruptions", "stop_if_interrupted", "agree_with"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 _OF_PYTHON = {signal.SIGINT: signal.default_int_handler}
 
 # A launcher passes on the Ctrl-C that the terminal has sent to all; the two come together, and are one.
-TOGETHER_SECONDS = 0.5
-# Stands beside the numbers of signals for a failure of one process.
+# Handled when a step's call into C++ is over, they can lie further apart than they came.
+TOGETHER_SECONDS = 2
+# Beyond the numbers of signals: a failure of one process, which gives its place among them.
 FAILURE = 1000
 
 _loops = []
 _marks = []
 _agreement = None
 _first_sigint = None
+_place = FAILURE
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,7 +45,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class ToldElsewhere(Exception):
-    """Another process of this run has failed, and it is the one that says why."""
+    """Another process of this run has failed, and it is the one that says why.
+
+    Args:
+        between_steps: all of them have left the loops between two steps.
+    """
+
+    def __init__(self, between_steps=False):
+        super().__init__()
+        self.between_steps = between_steps
 
 
 def _handle(number, frame):
@@ -76,6 +86,19 @@ def handled_interruptions():
 
 
 @contextlib.contextmanager
+def default_interruptions():
+    """Within the block our signals do what the system lets them do: end the process, also in the middle of C++."""
+    ours = [number for number in SIGNALS if signal.getsignal(number) is _handle]
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _handle)
+
+
+@contextlib.contextmanager
 def deferred_interruptions():
     """Within the block a signal waits for ``stop_if_interrupted``."""
     _loops.append(None)
@@ -97,21 +120,25 @@ def stop_if_interrupted(failure=None):
 
     Args:
         failure: an exception that keeps this process from the next step. It is raised here, and ``ToldElsewhere`` in
-            its companions.
+            its companions; of several with a failure the first one tells its own.
     """
-    number = int(interrupted() or 0) if failure is None else FAILURE
+    number = int(interrupted() or 0)
     if _agreement is not None:
-        number = _agreement(number)
+        number = _agreement(number if failure is None else _place)
     if failure is not None:
-        failure.is_known_to_all = True
+        failure.is_told_by = "this process" if _agreement is None or number == _place else "another"
         raise failure
-    if number == FAILURE:
-        raise ToldElsewhere
+    if number >= FAILURE:
+        raise ToldElsewhere(between_steps=True)
     if number:
         raise Stopped(number, between_steps=True)
 
 
-def agree_with(agreement):
-    """From now on ``stop_if_interrupted`` follows ``agreement``: (number of a signal, or 0) -> the same for all."""
-    global _agreement
-    _agreement = agreement
+def agree_with(agreement, number=0, count=1):
+    """From now on ``stop_if_interrupted`` follows ``agreement``: (a number) -> the largest of those of all companions.
+
+    Args:
+        number, count: of this process, among how many.
+    """
+    global _agreement, _place
+    _agreement, _place = agreement, FAILURE + count - number

@@ -45,6 +45,7 @@ def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, 
         DatasetError: a picture can't be read. ToldElsewhere: another process can't read one.
     """
     progress = record.begin(training)
+    ranks.begin()
     if progress.epoch > epochs:
         print("All {} epochs of this run are done; --epochs N adds more".format(epochs), flush=True)
     elif progress.epoch > 0:
@@ -70,16 +71,23 @@ def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, 
                           record.k), flush=True)
     except Stopped as stop:
         if stop.between_steps:
-            record.checkpoint(training, progress)
-            ranks.wait_for_all()
+            _leave(training, progress, record)
         stop.advice = record.advice()
         raise
-    except (DatasetError, ToldElsewhere):
-        record.checkpoint(training, progress)
-        ranks.wait_for_all()
+    except (DatasetError, ToldElsewhere) as error:
+        if isinstance(error, ToldElsewhere) and not error.between_steps:
+            raise
+        _leave(training, progress, record)
         print("The run stops in epoch {} after batch {}; {}".format(progress.epoch, progress.batch, record.advice()),
               flush=True)
         raise
+
+
+def _leave(training, progress, record):
+    """Write the state between two steps, if anything is trained by then; the others wait for it."""
+    if progress.epoch > 0:
+        record.checkpoint(training, progress)
+    ranks.wait_for_all()
 
 
 def train_epoch(training, step, loader, progress, record=None, checkpoint_every=None):

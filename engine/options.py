@@ -91,7 +91,11 @@ class _Parser(argparse.ArgumentParser):
     """Answers a wrong option with one line, without the whole usage before it; of several processes, the first does."""
 
     def _print_message(self, message, file=None):
-        if ranks.is_first():
+        try:
+            is_first = ranks.is_first()
+        except UsageError:  # it has no number; what is wrong with it is said later
+            is_first = True
+        if is_first:
             super()._print_message(message, file)
 
     def error(self, message):

@@ -25,9 +25,9 @@ from engine import interruption
 from engine.errors import LostCompanions, UsageError
 from model.compat import load_tensors
 
-__all__ = ["count", "number", "is_first", "local", "joined", "use_device", "shares", "share", "gathered", "summed",
-           "from_first", "agree", "machine_by_machine", "wait_for_all", "parallel", "synchronised_by_library",
-           "spread_buffers", "describe"]
+__all__ = ["OF_A_MACHINE", "count", "number", "is_first", "local", "joined", "begin", "use_device", "shares", "share",
+           "gathered", "summed", "from_first", "agree", "machine_by_machine", "wait_for_all", "parallel",
+           "synchronised_by_library", "spread_buffers", "describe"]
 
 # For the others to write a checkpoint, sort out a recall. A process that ends is noticed at once.
 PATIENCE = datetime.timedelta(minutes=15)
@@ -36,12 +36,13 @@ PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)
 # What may differ between the machines of one run.
 OF_A_MACHINE = {"workers", "cache", "device", "data", "download"}
 # What the errors of gloo and NCCL say, of no class of their own, when another process is gone.
-LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out", "timeout", "nccl",
-        "remote process")
+LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out waiting",
+        "wait timeout", "communicator was aborted", "remote process exited", "watchdog caught collective")
 
 # Tensors of an accelerator travel in a group of its own library; None stands for the group of all that comes before.
 _tensors = None
 _for_pictures = None
+_preparing = False
 
 
 def _from_environment(name, default):
@@ -83,21 +84,23 @@ def joined(options=None):
         UsageError: they can't be reached, or have other options.
         LostCompanions: one of them has gone.
     """
-    global _tensors, _for_pictures
+    global _tensors, _for_pictures, _preparing
     if count() == 1:
         yield
         return
     # So that a survivor in the middle of an exchange of NCCL's ends; newer versions have it from the start.
     os.environ.setdefault("NCCL_ASYNC_ERROR_HANDLING", "1")
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        _for_pictures = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_PICTURES)
+        with interruption.default_interruptions():  # it waits in C++, where a handler of ours would not be called
+            dist.init_process_group("gloo", timeout=PATIENCE)
+            _for_pictures = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_PICTURES)
     except (RuntimeError, ValueError) as error:
         raise UsageError("the {} processes of this run can't meet ({}); torchrun sets MASTER_ADDR, MASTER_PORT, RANK "
                          "and WORLD_SIZE".format(count(), str(error).splitlines()[0])) from None
     output, errors = sys.stdout, sys.stderr
     try:
-        interruption.agree_with(_largest)
+        interruption.agree_with(_largest, number(), count())
+        _preparing = True
         if not is_first():
             sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(errors)
         if options is not None:
@@ -105,20 +108,39 @@ def joined(options=None):
         yield
         wait_for_all()
         dist.destroy_process_group()
-    except RuntimeError as error:
-        text = str(error).lower()
-        if "out of memory" not in text and any(words in text for words in LOST):
+    except Exception as error:
+        if _is_lost(error):
             raise LostCompanions(str(error)) from None
+        if _preparing and not isinstance(error, interruption.ToldElsewhere) and not hasattr(error, "is_told_by"):
+            with contextlib.suppress(RuntimeError):  # they have gone
+                interruption.stop_if_interrupted(error)
         raise
     finally:
         if dist.is_initialized() and _tensors is None:  # NCCL would wait for those that are lost
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
-        _tensors = _for_pictures = None
+        _tensors, _for_pictures, _preparing = None, None, False
         interruption.agree_with(None)
         if sys.stdout is not output:
             sys.stdout.close()
             sys.stdout, sys.stderr = output, errors
+
+
+def _is_lost(error):
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "dataloader" not in text and any(words in text for words in LOST)
+
+
+def begin():
+    """To be called by all ranks when the preparations are over.
+
+    Until then every exchange between them begins with the question whether one has failed, which a rank that fails
+    takes part in as its last.
+    """
+    global _preparing
+    if count() > 1:
+        interruption.stop_if_interrupted()
+    _preparing = False
 
 
 class _NoTerminal:
@@ -137,6 +159,7 @@ class _NoTerminal:
 def use_device(device):
     """Let tensors travel by the library of ``device``, too."""
     global _tensors
+    agree({"kind of --device": device.type})
     if count() > 1 and device.type == "cuda":
         torch.cuda.set_device(device)
         _tensors = dist.new_group(backend="nccl", timeout=PATIENCE)
@@ -152,7 +175,7 @@ def describe(device):
 def _largest(value):
     """Return the largest of the ranks' integers."""
     value = torch.tensor(value)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
+    dist.all_reduce(value, dist.ReduceOp.MAX, group=_for_pictures if _preparing else None)
     return int(value)
 
 
@@ -225,11 +248,13 @@ def from_first(make):
     """
     if count() == 1:
         return make()
+    interruption.stop_if_interrupted()
     content, size = None, torch.full((1,), -1)
     if is_first():
         try:
             value, file = make(), io.BytesIO()
-        except Exception:
+        except Exception as error:
+            error.is_told_by = "this process"
             dist.broadcast(size, 0)
             raise
         torch.save(value, file)
@@ -256,7 +281,7 @@ def agree(values):
     first, ours = json.loads(from_first(lambda: json.dumps(values))), json.loads(json.dumps(values))
     differing = ["{} {} in the first process, {} in this one".format(name, first.get(name), ours.get(name))
                  for name in sorted(set(first) | set(ours)) if first.get(name) != ours.get(name)]
-    interruption.stop_if_interrupted(UsageError("the processes of this run must have one command: {}".format(
+    interruption.stop_if_interrupted(UsageError("the processes of this run must be alike: {}".format(
         ", ".join(differing))) if differing else None)
 
 
@@ -268,6 +293,7 @@ def machine_by_machine(make):
     """
     if count() == 1:
         return make()
+    interruption.stop_if_interrupted()
     value = None
     for first in (True, False):
         failure = None
@@ -276,13 +302,7 @@ def machine_by_machine(make):
                 value = make()
             except Exception as error:
                 failure = error
-        failed = torch.tensor(int(failure is not None))
-        dist.all_reduce(failed, dist.ReduceOp.MAX, group=_for_pictures)
-        if failure is not None:
-            failure.is_known_to_all = True
-            raise failure
-        if failed:
-            raise interruption.ToldElsewhere
+        interruption.stop_if_interrupted(failure)
     return value
 
 

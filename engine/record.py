@@ -64,9 +64,10 @@ class RunRecord:
             if os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.directory):
                 raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
                                  "directory of its own".format(self.directory, path))
-            if self.saved is None or os.path.exists(path):
-                digests[name] = digest_of(path)
-            if self.saved and digests.get(name) != self.saved["inputs"].get(name) and name != "load":
+            if self.saved and name == "load":
+                continue  # all of it is in the state
+            digests[name] = digest_of(path)
+            if self.saved and digests[name] != self.saved["inputs"].get(name):
                 raise UsageError("--{} {} is not the file that this run began with; put that one back, or state where "
                                  "it is".format(name, path))
         if self.saved is None:
@@ -226,8 +227,8 @@ class RunRecord:
         """Let the other files of an earlier run go, now that the state of this one is in its place."""
         if self.claimed:
             return
-        self._describe()
         self._remove(*(name for name in CONTENT if name not in (CHECKPOINT, SKIPPED)))
+        self._describe()
         self.claimed = True
 
     def _describe(self):

@@ -33,7 +33,7 @@ def saved_run(args, stated, parser):
     if not args.resume:
         return None
     saved, values = ranks.from_first(lambda: (_saved_run(args, stated, parser), vars(args)))
-    vars(args).update(values)
+    vars(args).update({name: value for name, value in values.items() if name not in ranks.OF_A_MACHINE & stated})
     return saved
 
 
@@ -82,9 +82,11 @@ def refuse_other_run(directory, script, options):
         UsageError: says whether it is this very run, finished or not, or another one, and what differs.
     """
     present = [name for name in CONTENT if os.path.exists(os.path.join(directory, name))]
-    if not present or options["overwrite"]:
+    if options["overwrite"]:
         return
     config = read_config(directory)
+    if not present:
+        return
     if config is None:
         raise UsageError("--save_dir {} holds {} of another run; give this run a directory of its own, or replace that "
                          "one with --overwrite".format(directory, present[0]))

@@ -133,9 +133,10 @@ def open_splits(train_set, test_set, args, training=True, pairs_needed=False):
                 for split, images in splits.items() if split == "test" or training or not args.no_train_recall}
 
     pictures = ranks.machine_by_machine(opened)
-    ranks.agree({"pictures of the {} set".format(NAMES[split]): [len(images), images.fingerprint(args.data),
-                                                                 sorted(getattr(pictures.get(split), "skipped", ()))]
-                 for split, images in splits.items()})
+    if ranks.count() > 1:
+        ranks.agree({"pictures of the {} set".format(NAMES[split]): [
+            len(images), images.fingerprint(args.data), sorted(getattr(pictures.get(split), "skipped", ()))]
+                     for split, images in splits.items()})
     skipped = {split: opened.skipped for split, opened in pictures.items() if opened.skipped}
     if not skipped:
         return train_set, test_set, pictures, []

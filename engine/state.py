@@ -108,7 +108,7 @@ class Training:
             raise ValueError("the optimiser's moments are incomplete")
         for number, moments in state["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                if moments[name].shape != parameters[number].shape or not torch.isfinite(moments[name]).all():
+                if moments[name].shape != parameters[number].shape:
                     raise ValueError("{} of weight {} does not fit".format(name, number))
             if not float(moments["step"]) >= 1:
                 raise ValueError("the step of weight {} does not fit".format(number))

@@ -266,14 +266,34 @@ def test_what_all_ranks_know_is_told_once(pictures, tmp_path, more, expected):
     if more == ["--resume"]:
         directory.mkdir()
         (directory / "best.pth").write_bytes(b"")
-    processes = start_ranks(3, "run", argv_for(pictures, directory, *more), tmp_path / "out")
-    # The first one tells it; those that find it out by themselves would say so after some seconds.
-    assert finish(processes[0]) == 2
-    for process in processes[1:]:
-        process.terminate()
-        process.join()
-    line, = [line for line in _shown(tmp_path / "out", 3) if "another process of this run" not in line]
+    assert codes(start_ranks(3, "run", argv_for(pictures, directory, *more), tmp_path / "out")) == [2, 2, 2]
+    line, = _shown(tmp_path / "out", 3)
     assert line.startswith("run.py: error: ") and expected in line
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["begin", "resume"])
+@pytest.mark.parametrize("name, expected", [
+    ("--data", "elsewhere: no such folder"), ("--cache", "can't be written to"), ("--device", "with 0 accelerators")])
+def test_what_one_rank_knows_is_told_by_it(pictures, tmp_path, name, expected, resume):
+    """These options may differ between machines, and each rank keeps its own."""
+    (tmp_path / "elsewhere").write_text("no folder")
+    port, value = free_port(), {"--data": "elsewhere", "--cache": str(tmp_path / "elsewhere"), "--device": "cuda"}[name]
+    if name == "--device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    processes = [start("run", argv_for(pictures, tmp_path / "run", *resume, *([name, value] if rank == 1 else [])),
+                       tmp_path / "out{}".format(rank), as_rank, rank, 3, port) for rank in range(3)]
+    assert codes(processes) == [2, 2, 2]
+    line, = _shown(tmp_path / "out", 3)
+    assert line.startswith("run.py [rank 1]: error: ") and expected in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rank_that_waits_in_vain_can_be_stopped(pictures, tmp_path, number):
+    process = start("run", argv_for(pictures, tmp_path / "run"), tmp_path / "out", as_rank, 0, 2, free_port())
+    wait_for((tmp_path / "out").exists)
+    time.sleep(2)
+    os.kill(process.pid, number)
+    assert finish(process, 20) in (-number, 128 + number)
 
 
 def test_a_directory_that_another_run_holds_is_told_once(pictures, tmp_path):
@@ -313,30 +333,37 @@ def test_a_picture_that_disappears_stops_all_ranks_between_two_steps(own_picture
     assert "The run stops in epoch {epoch} after batch {batch};".format(**state) in (tmp_path / "out0").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(pictures, tmp_path, number):
+@pytest.mark.parametrize("number, count", [(signal.SIGKILL, 2), (signal.SIGKILL, 3), (signal.SIGTERM, 2)])
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(pictures, tmp_path, number, count):
     """SIGKILL takes one rank away; SIGTERM to one of them is a stop of all."""
     argv = argv_for(pictures, tmp_path / "run", "--epochs", "1000", "--checkpoint_every", "1")
-    processes = start_ranks(2, "run", argv, tmp_path / "out")
+    processes = start_ranks(count, "run", argv, tmp_path / "out")
     wait_for(lambda: (tmp_path / "out0").exists() and "[Epoch 1] loss" in (tmp_path / "out0").read_text())
     os.kill(processes[1].pid, number)
     began = time.monotonic()
     found = codes(processes)
     assert time.monotonic() - began < 60
     out = (tmp_path / "out0").read_text()
-    assert found == ([1, -9] if number == signal.SIGKILL else [143, 143])
-    line, = _shown(tmp_path / "out", 2)
+    assert found == ([1, -9, 1][:count] if number == signal.SIGKILL else [143, 143])
     words = {signal.SIGKILL: "another process of this run has ended", signal.SIGTERM: "interrupted by SIGTERM"}
-    assert words[number] in line and line in out
+    lines = _shown(tmp_path / "out", count)
+    assert len(lines) == count - 1 and all(words[number] in line for line in lines) and lines[0] in out
     resume = ["--resume", "--save_dir", str(tmp_path / "run"), "--workers", "0"]
     done = ["--epochs", str(torch.load(str(tmp_path / "run" / "checkpoint.pth"))["progress"]["epoch"] + 1)]
-    assert codes(start_ranks(2, "run", resume + done, tmp_path / "again")) == [0, 0], (tmp_path / "again0").read_text()
+    assert codes(start_ranks(count, "run", resume + done, tmp_path / "again")) == [0] * count, (
+        tmp_path / "again0").read_text()
     argv = argv_for(pictures, tmp_path / "whole", *done)
-    assert codes(start_ranks(2, "run", argv, tmp_path / "out")) == [0, 0]
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert codes(start_ranks(count, "run", argv, tmp_path / "out")) == [0] * count
+    if count == 2:
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+    else:  # PyTorch sums the gradients of three in an order that depends on what it has seen before
+        logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+                for name in ("run", "whole")]
+        assert logs[0][0] == logs[1][0] and [line["epoch"] for line in logs[0]] == list(range(int(done[1]) + 1))
+        assert logs[0][1]["loss"] == pytest.approx(logs[1][1]["loss"], rel=0.05)
     # With another number of ranks it goes on, too; the figures are then those of another rounding.
     more = [["--epochs", str(int(done[1]) + number)] for number in (1, 2)]
-    assert codes(start_ranks(3, "run", resume + more[0], tmp_path / "more")) == [0] * 3
+    assert codes(start_ranks(5 - count, "run", resume + more[0], tmp_path / "more")) == [0] * (5 - count)
     assert complete("run", resume + more[1], tmp_path / "one") == 0
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == int(more[1][1]) + 1
 

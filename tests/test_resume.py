@@ -56,7 +56,8 @@ def test_kills_at_random_moments_change_nothing(pictures, whole, tmp_path, numbe
     done = torch.load(str(directory / "checkpoint.pth"))["progress"]["epoch"]
     end = ["--epochs", str(done + 1)]
     assert complete("run", argv + end, tmp_path / "out") == 0, printed(directory)
-    assert complete("run", argv_for(pictures, tmp_path / "whole", *end), tmp_path / "out") == 0
+    whole_run = start("run", argv_for(pictures, tmp_path / "whole", *end), tmp_path / "out")
+    assert finish(whole_run, 120 + SECONDS_FOR_KILLS) == 0
     assert_same_run(directory, tmp_path / "whole")
     assert "Traceback" not in printed(directory)
     assert set(os.listdir(str(directory))) == set(os.listdir(str(whole)))
@@ -162,18 +163,21 @@ def test_a_distillation_goes_on_by_its_directory_alone(teacher, tmp_path):
     assert (tmp_path / "out").read_text()[before:].count("[Epoch 0]") == 0  # the teacher is not measured again
 
 
-@pytest.mark.parametrize("workers", ["fork", "forkserver"])
-def test_with_loading_processes_and_in_bf16(pictures, tmp_path, workers):
+@pytest.mark.parametrize("workers, number", [("fork", signal.SIGTERM), ("forkserver", signal.SIGUSR1)])
+def test_with_loading_processes_and_in_bf16(pictures, tmp_path, workers, number):
     outcomes = []
-    for name, number in (("whole", None), ("run", signal.SIGUSR1)):
+    for name, number in (("whole", None), ("run", number)):
         argv = argv_for(pictures, tmp_path / name)
         argv[argv.index("--workers") + 1], argv[argv.index("fp32")] = "1", "auto"
         process = start("run", argv, tmp_path / "out", workers=workers)
         if number is not None:
-            wait_for((tmp_path / name / "checkpoint.pth").exists)
-            os.killpg(process.pid, number)  # as SLURM does: every process of the job
+            wait_for(lambda: "[Epoch 1] loss" in (tmp_path / "out").read_text()[len(before):])
+            os.killpg(process.pid, number)  # as SLURM does: every process of the job, those that just start, too
         outcomes.append(finish(process))
-    assert outcomes[0] == 0 and outcomes[1] in (0, 128 + signal.SIGUSR1)
+        before = (tmp_path / "out").read_text()
+    assert outcomes == [0, 128 + number], before
+    state = torch.load(str(tmp_path / "run" / "checkpoint.pth"))["progress"]
+    assert (state["epoch"], state["batch"]) >= (1, 2)  # what was trained is kept
     assert complete("run", ["--resume", "--save_dir", str(tmp_path / "run"), "--workers", "1"], tmp_path / "out") == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -247,6 +251,16 @@ def test_ctrl_c_twice_in_a_row_ends_at_once(pictures, tmp_path):
 
 def _never_end_an_evaluation():
     run.evaluate_splits = lambda *args: [time.sleep(0.01) for _ in range(100000)]
+
+
+def _stop_in_evaluation():
+    evaluate = run.evaluate_splits
+
+    def stopped(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    run.evaluate_splits = stopped
 
 
 def test_where_nothing_was_kept_yet_nothing_can_go_on(pictures, tmp_path):
@@ -327,6 +341,22 @@ def test_a_run_is_not_overwritten_by_accident(pictures, copy, capsys):
     code, line = refusal(capsys, run.main, argv_for(pictures, copy))
     assert code == 2 and "holds best.pth of another run" in line
     assert content(copy) == {name: before[name] for name in before if name not in ("result.txt", "config.json")}
+
+
+def test_a_stop_before_anything_is_trained_leaves_the_run_that_is_to_be_replaced(pictures, copy, tmp_path):
+    before = content(copy)
+    argv = argv_for(pictures, copy, "--seed", "3", "--overwrite")
+    process = start("run", argv, tmp_path / "out", _stop_in_evaluation)
+    assert finish(process) == 128 + signal.SIGTERM
+    assert "nothing was kept yet" in (tmp_path / "out").read_text()
+    assert content(copy) == before
+
+
+def test_a_config_of_others_is_not_replaced(pictures, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    code, line = refusal(capsys, run.main, argv_for(pictures, tmp_path))
+    assert code == 2 and "is not a config.json of this project" in line
+    assert content(tmp_path) == {"config.json": b'{"mine": 1}'}
 
 
 def test_overwrite_replaces_the_run(pictures, copy, capsys):
