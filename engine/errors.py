@@ -46,7 +46,7 @@ def run_script(program, body):
             body()
         return 0
     except ToldElsewhere:
-        time.sleep(SECONDS_TO_TELL)
+        _wait(SECONDS_TO_TELL)
         return EXIT_USAGE
     except BrokenPipeError:  # whoever read the output has left; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would fail, too
@@ -58,8 +58,7 @@ def run_script(program, body):
         told_by = getattr(error, "is_told_by", None if rank != "0" else "this process")
         if told_by != "this process":
             # Another process tells it, or the first one most likely does; then the launcher ends us meanwhile.
-            with contextlib.suppress(KeyboardInterrupt):
-                time.sleep(SECONDS_TO_TELL if told_by else SECONDS_FOR_THE_FIRST)
+            _wait(SECONDS_TO_TELL if told_by else SECONDS_FOR_THE_FIRST)
             if told_by:
                 return code
     except KeyboardInterrupt as error:
@@ -75,6 +74,11 @@ def run_script(program, body):
     lines = [" ".join(line.split()) for line in lines]
     print("\n  ".join(["{}: error: {}".format(program, lines[0])] + lines[1:]), file=sys.stderr, flush=True)
     return code
+
+
+def _wait(seconds):
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(seconds)
 
 
 def _of_signal(error):
