@@ -104,7 +104,8 @@ def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_
 
 def _leave_signals_to_the_main_process(worker):
     """Ctrl-C reaches every process of a terminal, a scheduler's signals every process of a job; a worker that dies of
-    one would look to the main process like a crash. SIGTERM ends it if it comes from there."""
+    one would look to the main process like a crash. SIGTERM ends it if it comes from there. It starts with all of them
+    blocked; see ``_started``."""
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -112,6 +113,8 @@ def _leave_signals_to_the_main_process(worker):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_on_sigterm_from, args=(multiprocessing.parent_process().pid,),
                          daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def _end_on_sigterm_from(process):

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from dataset import DatasetError
 from engine import ranks
 from engine.errors import TrainingError
-from engine.interruption import (Stopped, ToldElsewhere, deferred_interruptions, interrupted, stop_if_interrupted)
+from engine.interruption import Stopped, ToldElsewhere, deferred_interruptions, interrupted, stop_if_interrupted
 
 __all__ = ["fit", "train_epoch", "make_optimizer"]
 

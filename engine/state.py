@@ -179,9 +179,10 @@ _RECORD = {
 
 def _is_line(text):
     try:
-        return isinstance(json.loads(text), dict) and "epoch" in json.loads(text) and "\n" not in text
+        line = json.loads(text)
     except (ValueError, RecursionError):
         return False
+    return isinstance(line, dict) and "epoch" in line and "\n" not in text
 
 
 def _fits(values, parts):

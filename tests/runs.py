@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
 import torch
+
+from conftest import ROOT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["runs", "run", "run_distill"])
@@ -84,6 +87,22 @@ def finish(process, seconds=120):
 def complete(script, argv, output, prepare=None, *prepare_arguments):
     """Run a script to its end and return its exit code."""
     return finish(start(script, argv, output, prepare, *prepare_arguments))
+
+
+def start_command(command):
+    """Start a command in the repository's root as a terminal does, in a group of its own; what it prints is piped."""
+    # A shell's background job, and so perhaps a test, ignores SIGINT; what a terminal starts does not.
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def wait_for_line(process, beginning):
+    """Wait until a process of ``start_command`` prints a line that begins so."""
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError("it ended without a line {!r}".format(beginning))
 
 
 def wait_for(condition, seconds=60):

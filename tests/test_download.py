@@ -323,16 +323,18 @@ def test_killed_at_any_moment_it_ends_whole(server, root):
     assert_whole(server, root)
 
 
-def test_two_at_once_fetch_once(server, root):
-    context = multiprocessing.get_context("fork")
-    server.answers = [lambda handler, server: send(handler, server, pause=0.02)]
-    arguments = (server.url, hashlib.md5(server.content).hexdigest(), str(root))
-    processes = [context.Process(target=_fetch_slowly, args=arguments) for _ in range(2)]
+def _call_at_once(count, function, *arguments):
+    processes = [multiprocessing.get_context("fork").Process(target=function, args=arguments) for _ in range(count)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
+
+
+def test_two_at_once_fetch_once(server, root):
+    server.answers = [lambda handler, server: send(handler, server, pause=0.02)]
+    _call_at_once(2, _fetch_slowly, server.url, hashlib.md5(server.content).hexdigest(), str(root))
     assert server.ranges == [None]
     assert_whole(server, root)
 
@@ -425,13 +427,7 @@ def test_imagenet_weights_that_do_not_come_are_one_line(server, hub, answers, ex
 
 def test_imagenet_weights_are_fetched_once(server, hub):
     server.answers = [lambda handler, server: send(handler, server, pause=0.05)]
-    processes = [multiprocessing.get_context("fork").Process(target=checkpoint._fetch_imagenet, args=("resnet18",))
-                 for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    _call_at_once(3, checkpoint._fetch_imagenet, "resnet18")
     assert server.ranges == [None]
     assert [path.read_bytes() for path in hub.iterdir()] == [server.content]
 

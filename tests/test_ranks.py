@@ -18,7 +18,8 @@ from engine.batchnorm import synchronised
 from engine.evaluation import embed
 from metric import pairsampler
 from model import LinearEmbedding, build_backbone
-from runs import (as_rank, assert_same_run, call_in_ranks, complete, finish, free_port, start, start_ranks, wait_for)
+from runs import (as_rank, assert_same_run, call_in_ranks, complete, finish, free_port, start, start_command,
+                  start_ranks, wait_for, wait_for_line)
 
 CPU = torch.device("cpu")
 BATCH = 10  # 3 ranks take 3, 3 and 4 of it
@@ -404,13 +405,9 @@ def test_torchrun(pictures, tmp_path, more, code, expected):
 def test_a_signal_to_torchrun_is_a_stop_of_all(pictures, tmp_path, number):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
                str(free_port()), "run.py"] + argv_for(pictures, tmp_path / "run", "--epochs", "1000")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = start_command(command)
     try:
-        for line in process.stdout:
-            if line.startswith("[Epoch 1] loss"):
-                break
+        wait_for_line(process, "[Epoch 1] loss")
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
         else:

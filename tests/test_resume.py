@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,8 +14,8 @@ import torch
 
 import run
 import run_distill
-from conftest import ROOT, make_pictures, options_for
-from runs import answer, assert_same_run, complete, content, finish, start, wait_for
+from conftest import make_pictures, options_for
+from runs import (answer, assert_same_run, complete, content, finish, start, start_command, wait_for, wait_for_line)
 
 # RKD_KILLS=300 is the long version.
 KILLS = int(os.environ.get("RKD_KILLS", "30"))
@@ -186,14 +185,9 @@ def test_with_loading_processes_and_in_bf16(pictures, tmp_path, workers, number)
 def test_a_signal_ends_the_step_and_says_how_to_go_on(pictures, tmp_path, name):
     number, directory = getattr(signal, name), tmp_path / "run"
     command = [sys.executable, "run.py"] + argv_for(pictures, directory, "--epochs", "1000", "--workers", "1")
-    # A shell's background job, and so perhaps this test, ignores SIGINT; a terminal's does not.
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = start_command(command)
     try:
-        for line in process.stdout:
-            if line.startswith("[Epoch 2]"):
-                break
+        wait_for_line(process, "[Epoch 2]")
         time.sleep(0.1)
         os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the loading processes as well
         _, errors = process.communicate(timeout=60)
