@@ -1,4 +1,4 @@
-"""What every data set here is: pictures, one class each, in the way torchvision's ImageFolder shows them."""
+"""What every data set here is: pictures of one class each, with the attributes of torchvision's ImageFolder."""
 import errno
 import hashlib
 import mimetypes
@@ -13,15 +13,15 @@ __all__ = ["DatasetError", "UnreadablePicture", "ImageSet", "IMAGE_EXTENSIONS", 
            "open_image", "shown", "split_of_class_folders", "usable_cores"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-# What the machine, and no picture, is to blame for.
+# Errno values that are the machine's fault, not the picture's: what it is short of.
 SHORTAGES = {errno.EMFILE: "file descriptors; see ulimit -n", errno.ENFILE: "file descriptors",
              errno.ENOMEM: "memory"}
-# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. Set once and for all: with
-# warnings.catch_warnings around each picture, threads would undo one another's filters.
+# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. The filter is set once, for
+# warnings.catch_warnings around each picture is not safe with threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
-# What puts a picture upright, by its EXIF orientation.
+# How to turn a picture upright, by its EXIF orientation.
 _ORIENTATIONS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
                  6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
 
@@ -31,11 +31,14 @@ class DatasetError(Exception):
 
 
 class UnreadablePicture(DatasetError):
-    """A picture that is itself at fault: missing, broken, or no picture; others can be read without it."""
+    """A picture that is missing, broken, or no picture; the others can be used without it."""
 
 
 class ImageSet:
-    """Pictures with class labels.
+    """Pictures with class labels: the base of every data set.
+
+    Those in ``dataset.DATASETS`` are called with (root, train) and say of themselves, on the class, ``summary`` (a line
+    for --help) and ``can_download`` (whether they take ``download=True``).
 
     Args:
         samples: list of (path, label).
@@ -63,7 +66,7 @@ class ImageSet:
         return self.samples
 
     def without(self, indices):
-        """Return the set without these pictures; a class of which none is left goes, too. Labels stay."""
+        """Return the set without these pictures and without classes that lose all of theirs. Labels stay the same."""
         left_out = set(indices)
         samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
         labels = {label for _, label in samples}
@@ -97,15 +100,15 @@ class ImageSet:
 
 
 def shown(path):
-    """Return ``path`` as a message shows it: on one line, what can't be printed written as in Python (``\\n``)."""
+    """Return ``path`` for a message: on one line, with unprintable characters escaped as in Python (``\\n``)."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
 
 
 def open_image(path):
     """Return the picture at ``path``, decoded, as an upright RGB PIL image of 8 bits.
 
-    What is transparent is laid on white; 16-bit grey is scaled to 8 bits; of several frames the first is taken; a
-    camera's note on how it was held (EXIF orientation) is followed.
+    Transparent pictures are laid on white; 16-bit grey is scaled to 8 bits; of several frames the first is taken; the
+    EXIF orientation is applied.
 
     Raises:
         UnreadablePicture: no such file, no regular file, or no picture that Pillow can decode.
@@ -113,7 +116,7 @@ def open_image(path):
         MemoryError: it is short of memory.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a named pipe may last for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe could wait for ever
             raise OSError("no regular file")
         with Image.open(path) as image:
             turned = _ORIENTATIONS.get(_orientation(image))
@@ -132,15 +135,15 @@ def open_image(path):
 
 
 def _shortage(error):
-    """Return what the machine is short of, if that is what an error of ``open_image`` says, or None."""
+    """Return what the machine is short of if that caused an error of ``open_image``, else None."""
     if not isinstance(error, OSError):
         return None
-    # A decoder of Pillow that gets no memory says so without a number.
+    # Pillow's decoders report a lack of memory without an errno.
     return SHORTAGES.get(errno.ENOMEM if str(error).startswith("out of memory") else error.errno)
 
 
 def _orientation(image):
-    """Return the EXIF orientation, or None; a note that can't be read is no reason to refuse the picture."""
+    """Return the EXIF orientation, or None; damaged EXIF data is no reason to refuse the picture."""
     try:
         return image.getexif().get(_ORIENTATION_TAG)
     except MemoryError:
@@ -168,7 +171,7 @@ def list_classes(directory):
     """Return the sorted names of the class folders in ``directory`` (hidden ones left out).
 
     Raises:
-        DatasetError: the directory can't be read; a link in it, which is not called like a file, leads nowhere.
+        DatasetError: the directory can't be read; a link in it is broken and not named like a file.
     """
     try:
         return sorted(entry.name for entry in os.scandir(directory) if entry.name[0] != "." and _is_folder(entry))
@@ -178,22 +181,22 @@ def list_classes(directory):
 
 def _is_folder(entry):
     try:
-        # To entry.is_dir(), a link that leads nowhere is just no folder.
+        # entry.is_dir() is False for a broken link, which might have been a class.
         return stat.S_ISDIR(os.stat(entry.path).st_mode) if entry.is_symlink() else entry.is_dir()
     except OSError as error:
-        if _is_called_like_a_file(entry.name):
+        if _is_named_like_a_file(entry.name):
             return False
         raise DatasetError("{}: this link in place of a class folder can't be followed ({}); mend or remove it".format(
             shown(entry.path), error.strerror)) from None
 
 
-def _is_called_like_a_file(name):
-    """Whether a name ends as those of files do; classes are called 001.Name, too, so not every dot will do."""
+def _is_named_like_a_file(name):
+    """Whether a name has the extension of a known kind of file; a dot is not enough, for classes are named 001.Name."""
     return name.lower().endswith(IMAGE_EXTENSIONS) or mimetypes.MimeTypes().guess_type(name) != (None, None)
 
 
 def list_images(directory):
-    """Return the sorted paths of the pictures in the class folder ``directory``, judged by their extension."""
+    """Return the sorted paths of the pictures (by their extensions) in the class folder ``directory``."""
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:

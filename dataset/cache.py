@@ -1,8 +1,8 @@
-"""Pictures, decoded and resized: each time from its file, or once, into one array on disk that is mapped into memory.
+"""Pictures, decoded and resized: from their files each time, or once, into an array on disk that is mapped into memory.
 
 The array is raw uint8, N x side x side x 3. Its name is a digest of what it was made from (the files' names, sizes and
-times, the side, the version of Pillow), so that a change makes another one. It is written aside under a lock and
-renamed when whole: runs, ranks and loading processes on one machine share it.
+times, the side, the version of Pillow), so that after a change a new one is made. It is written to a temporary file
+under a lock and renamed when whole: all runs, ranks and loading processes of a machine can use it.
 """
 import concurrent.futures
 import contextlib
@@ -25,14 +25,14 @@ __all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_res
 
 FOLDER = ".rkd-cache"
 SUFFIX, PROBLEMS = ".uint8", ".broken"
-VERSION = 2  # of what pixels are made of a file
-# What an automatic cache leaves free on its disk, for weights and logs.
+VERSION = 2  # to be raised when a file gives other pixels
+# Bytes that an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
-CHUNK = 32
+CHUNK = 32  # pictures that a thread decodes at a time
 
 
 class BrokenPicturesError(DatasetError):
-    """Pictures that can't be read, all of them: one line a picture."""
+    """All pictures that can't be read: one line each."""
 
 
 def load_resized(path, side):
@@ -57,9 +57,9 @@ class DecodedPictures:
 
 
 class CachedPictures:
-    """Resized pictures out of a whole file of them: ``[index]`` gives side x side x 3, uint8, not to be written to.
+    """Resized pictures from a cache: ``[index]`` gives side x side x 3, uint8, read-only.
 
-    Pickled, it takes the name of its file along, not the pictures. ``skipped`` as in ``DecodedPictures``.
+    A pickle of it holds the file's name, not the pictures. ``skipped`` as in ``DecodedPictures``.
     """
 
     def __init__(self, path, count, side, skipped=None):
@@ -74,8 +74,8 @@ class CachedPictures:
             try:
                 self._array = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
             except (OSError, ValueError) as error:
-                raise DatasetError("{}: the cache of the pictures has gone or is not whole any more ({}); start again, "
-                                   "and it is made anew".format(shown(self.path), error)) from None
+                raise DatasetError("{}: the cache of the pictures is gone or no longer whole ({}); the same "
+                                   "command makes it again".format(shown(self.path), error)) from None
         return np.asarray(self._array[self._rows[index]])
 
     def __getstate__(self):
@@ -83,18 +83,18 @@ class CachedPictures:
 
 
 def open_pictures(paths, side, where="auto", beside=".", description="pictures", skip_broken=False):
-    """Return the resized pictures of ``paths``: from their cache, which is made if need be, or decoded each time.
+    """Return the resized pictures of ``paths``: from their cache, which is made on first use, or decoded each time.
 
     Args:
-        paths: the files. side: both sides of the resized pictures.
+        paths: the files. side: height and width of the resized pictures.
         where: "off", a directory for the cache, or "auto": ``beside``/.rkd-cache, or the user's own cache directory
             where that can't be written.
         beside: the directory of the data set.
         description: what these pictures are, for the bar and the printed line.
-        skip_broken: leave out pictures that can't be read; ``skipped`` of what is returned tells which.
+        skip_broken: leave out pictures that can't be read; attribute ``skipped`` of the result says which.
 
     Raises:
-        BrokenPicturesError: while the cache is made; names all pictures that can't be read.
+        BrokenPicturesError: there is a cache, and pictures that can't be read; names all of them.
         DatasetError: the directory ``where`` can't be written; the machine is short of file descriptors or of memory.
         MemoryError: it is short of memory.
     """
@@ -170,8 +170,8 @@ def _digest(paths, side):
 
 
 def _problems_of(path, size, paths):
-    """Return {index: why} of the pictures that can't be read, by the cache ``path``; None where it is not there, not
-    whole, or pictures can be read now."""
+    """Return {index: why} of the pictures that the cache ``path`` lacks because they can't be read; None if there is no
+    whole cache, or if one of these pictures can be read now."""
     if not os.path.isfile(path) or os.path.getsize(path) != size:
         return None
     problems = _read_problems(path, len(paths))
@@ -188,20 +188,20 @@ def _is_readable(path):
 
 def _read_problems(path, count):
     """Return {index: why} of those of ``count`` pictures that could not be read when the cache ``path`` was made; None
-    where the list of them is not whole."""
+    if the list of them is damaged."""
     try:
         with open(path + PROBLEMS, encoding="utf-8") as file:
             problems = {int(index): why for index, why in json.load(file).items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, RecursionError):  # AttributeError: it is no dictionary
+    except (OSError, ValueError, AttributeError, RecursionError):  # AttributeError: not a dictionary
         return None
     fits = all(0 <= index < count and isinstance(why, str) for index, why in problems.items())
     return problems if fits else None
 
 
 def _each_decoded(decoded, description, use=None):
-    """Decode all pictures with a thread a core (Pillow lets go of Python's lock).
+    """Decode all pictures, with one thread for each core (Pillow releases Python's global lock).
 
     Args:
         use: called with each (index, picture).
@@ -240,7 +240,7 @@ def _each_decoded(decoded, description, use=None):
 
 
 def _make(paths, side, path, description, skip_broken):
-    """Decode all pictures into the file ``path``; a picture that is left out leaves its place blank.
+    """Decode all pictures into the file ``path``; the place of a picture that is left out stays blank.
 
     Returns:
         {index: why} of those that are left out.
@@ -250,7 +250,7 @@ def _make(paths, side, path, description, skip_broken):
     remove_remains(path + PROBLEMS)
 
     def write(index, picture):
-        # Written and not mapped: a full disk is then an error, and not the end of the process.
+        # Not through a memory map: there a full disk kills the process instead of raising an error.
         if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -258,7 +258,7 @@ def _make(paths, side, path, description, skip_broken):
         problems = _each_decoded(DecodedPictures(paths, side), "Decoding " + description, write)
         if problems and not skip_broken:
             raise BrokenPicturesError(_list_of(problems, len(paths)))
-        file.truncate(len(paths) * size)  # where the last ones are blank
+        file.truncate(len(paths) * size)  # to the full size if the last ones are blank
     return problems
 
 

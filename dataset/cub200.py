@@ -20,6 +20,8 @@ class CUB2011Metric(ImageSet):
         DatasetError: the pictures are missing, incomplete or too many; the download fails.
     """
 
+    summary = "CUB-200-2011"
+    can_download = True
     FOLDER = "CUB_200_2011"
     URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
     MD5 = "97eceeb196236b17998738112f37df78"
@@ -31,11 +33,11 @@ class CUB2011Metric(ImageSet):
         images = os.path.join(folder, "images")
         if not os.path.isdir(images) and download:
             fetch_archive(self.URL, self.MD5, root, self.FOLDER)
-        there = os.path.lexists(folder)  # looked at first: another run puts the whole folder there at once
+        there = os.path.lexists(folder)  # before isdir: another run may put the whole folder there in between
         if not os.path.isdir(images):
             if there:
                 raise DatasetError("{} is incomplete, there is no folder images in it: move it away, then --download "
-                                   "fetches it anew (1.1 GB)".format(folder))
+                                   "fetches it again (1.1 GB)".format(folder))
             raise DatasetError(
                 "{} is not there: add --download (1.1 GB), or unpack {} into {}, or try --dataset synthetic, which "
                 "needs no download".format(images, self.URL, root))

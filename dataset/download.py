@@ -1,5 +1,5 @@
-"""Fetch a file: verified TLS, taken up where it broke off, checked by its digest; an archive is unpacked aside and
-renamed."""
+"""Fetch an archive: verified TLS, continued where the connection broke, checked by its MD5, unpacked under another name
+and renamed when whole."""
 import contextlib
 import http.client
 import os
@@ -19,44 +19,27 @@ from tqdm import tqdm
 from dataset.base import DatasetError
 from dataset.files import digest_of, locked
 
-__all__ = ["fetch_file", "fetch_archive", "unpack_tar"]
+__all__ = ["fetch_archive", "unpack_tar"]
 
 CHUNK_BYTES = 1 << 16
+# Longest silence of a server in the middle of an answer.
 PATIENCE_SECONDS = 60
-# A server that nothing has been heard of for so long can't be reached from here.
+# A server that has never answered is given up after this time.
 REACH_SECONDS = 20
-# Seconds before each further try; one that brings bytes starts the count anew.
+# Back-off: seconds to wait before each retry; after a try that brought bytes it starts from the first again.
 PAUSES = (1, 4, 15, 60)
+# HTTP codes below 500 that are worth a retry; any other redirection or 4xx would come again.
+RETRYABLE = (408, 425, 429)
 UNPACKING = ".unpacking-"
-# Answers after which another try makes sense; after any other redirection or 4xx it does not.
-PASSING = (408, 425, 429)
-
-
-def fetch_file(url, path, algorithm, digest):
-    """Fetch ``url`` to ``path``, whole or not at all; where the right file is there already, nothing is done.
-
-    Several processes may ask for one file: one of them fetches it, the others wait.
-
-    Args:
-        algorithm: of the digest, as hashlib calls it.
-        digest: in hexadecimal; its first digits are enough.
-
-    Raises:
-        DatasetError: the address can't be reached, the file is not the right one, or the disk refuses it.
-    """
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with locked(path + ".lock"):
-            if not _is_there(path, algorithm, digest):
-                _fetch(url, path, algorithm, digest)
-    except OSError as error:
-        raise DatasetError("{} can't be fetched to {}: {}".format(url, path, error.strerror or error)) from None
 
 
 def fetch_archive(url, md5, root, folder):
     """Fetch the tar archive at ``url`` and leave its top folder ``folder`` in ``root``, whole or not at all.
 
-    Where something of that name is there already, nothing is done.
+    No-op if something of that name is there already. Of several processes one fetches, the others wait.
+
+    Args:
+        md5: digest of the archive, in hexadecimal.
 
     Raises:
         DatasetError: the address can't be reached, the file is not the right one, or the disk refuses it.
@@ -66,41 +49,42 @@ def fetch_archive(url, md5, root, folder):
         os.makedirs(root, exist_ok=True)
         with locked(target + ".lock"):
             _remove_remains(root)
-            if os.path.lexists(target):  # another run was first
+            if os.path.lexists(target):  # another process was first
                 return
-            fetch_file(url, archive, "md5", md5)
+            if not _is_there(archive, md5):
+                _fetch(url, archive, md5)
             with tempfile.TemporaryDirectory(prefix=UNPACKING, dir=root) as aside:
                 unpack_tar(archive, aside)
                 unpacked = os.path.join(aside, folder)
                 if not os.path.isdir(unpacked):
                     raise DatasetError("{}: no folder {} in it".format(archive, folder))
                 if hasattr(os, "sync"):
-                    os.sync()  # the pictures first, then the name that says they are all there
+                    os.sync()  # all pictures must be on the disk before the name that says so
                 os.rename(unpacked, target)
     except OSError as error:
         raise DatasetError("{} can't be fetched into {}: {}".format(url, root, error.strerror or error)) from None
 
 
-def _is_there(path, algorithm, digest):
-    """Whether the right file lies there; another file of that name is put aside."""
+def _is_there(path, md5):
+    """Whether the right file is at ``path``; another file of that name is renamed."""
     if not os.path.exists(path):
         return False
-    if digest_of(path, algorithm).startswith(digest):
+    if digest_of(path, "md5") == md5:
         return True
     os.replace(path, path + ".wrong")
-    print("{} has another {} than {}; it is now {}.wrong".format(path, algorithm, digest, path), flush=True)
+    print("{} has another md5 than {}; it is now {}.wrong".format(path, md5, path), flush=True)
     return False
 
 
 def _remove_remains(root):
-    """Remove what a killed process had unpacked; whoever unpacks holds the lock."""
+    """Remove what killed processes had unpacked. The caller holds the lock, so nobody else is unpacking."""
     for name in os.listdir(root):
         if name.startswith(UNPACKING):
             shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
-def _fetch(url, path, algorithm, digest):
-    """Fetch ``url`` to ``path`` by way of ``path.part``, which a later call goes on with.
+def _fetch(url, path, md5):
+    """Fetch ``url`` to ``path`` through ``path.part``, with which a later call continues.
 
     Raises:
         DatasetError
@@ -120,20 +104,19 @@ def _fetch(url, path, algorithm, digest):
             pause = None if _is_final(error) else next(pauses, None)
             if pause is None or not reached and time.monotonic() - began + pause >= REACH_SECONDS:
                 raise DatasetError("{} can't be fetched: {}{}".format(
-                    url, reason, "; what has come so far is kept, and the same command goes on from there"
+                    url, reason, "; what has come so far is kept, and the same command continues from there"
                     if _size(part) else "")) from None
             print("{}: {}; next try in {} s".format(url, reason, pause), flush=True)
             time.sleep(pause)
             continue
-        found = digest_of(part, algorithm)[:len(digest)]
-        if found == digest:
+        found = digest_of(part, "md5")
+        if found == md5:
             os.replace(part, path)
             return
         os.remove(part)
         if not continued:
-            raise DatasetError("{}: the file that came has {} {} instead of {}; try again".format(
-                url, algorithm, found, digest))
-        continued = False  # an earlier call's part may be of another file; this time all of it comes at once
+            raise DatasetError("{}: the file that came has md5 {} instead of {}; try again".format(url, found, md5))
+        continued = False  # the part of an earlier call may be of another file: once more, from the start
 
 
 class _BrokenOff(Exception):
@@ -141,28 +124,28 @@ class _BrokenOff(Exception):
 
 
 def _fetch_rest(url, part, patience):
-    """Fetch what ``part`` lacks of ``url``; all of it, where the server can't start in the middle."""
+    """Fetch what ``part`` lacks of ``url``; all of it if the server can't start in the middle."""
     have = _size(part)
-    headers = {"User-Agent": "rkd"}  # servers turn away Python's own, which robots go by
+    headers = {"User-Agent": "rkd"}  # some servers refuse Python's own name
     if have:
         headers["Range"] = "bytes={}-".format(have)
     request = urllib.request.Request(url, headers=headers)
     try:
         answer = urllib.request.urlopen(request, timeout=patience, context=ssl.create_default_context())
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing after what is there: it is whole, or of another file; its digest tells
+        if error.code == 416 and have:  # the part is whole, or of another file: the digest will tell
             return
         raise
     except urllib.error.URLError:
         raise
     except OSError as error:
         raise _BrokenOff(str(error)) from None
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:  # a redirection to something that is no address
         raise http.client.InvalidURL(str(error)) from None
     with answer:
         start = _start_of(answer)
         if start != have:
-            start = 0  # it sends all of it
+            start = 0  # the server sends all of it
         length = getattr(answer, "length", None)
         total = start + length if length else None
         with open(part, "r+b" if start else "wb") as file, \
@@ -180,7 +163,7 @@ def _fetch_rest(url, part, patience):
 
 
 def _pieces(answer, length):
-    """Yield the bytes of an answer as they come, so that none is lost with those that don't."""
+    """Yield the bytes of an answer as they come, so that those before a broken connection are kept."""
     left = length or sys.maxsize
     while left:
         try:
@@ -202,7 +185,7 @@ def _start_of(answer):
 
 
 def _reason_of(error):
-    """Return in one line why a try failed."""
+    """Return why a try failed, in one line."""
     if isinstance(error, urllib.error.HTTPError):
         return "the server answers {} {}".format(error.code, " ".join(str(error.reason).split()))
     if isinstance(error, http.client.InvalidURL):
@@ -213,14 +196,14 @@ def _reason_of(error):
 
 
 def _is_out_of_reach(error):
-    """Whether no connection came about."""
+    """Whether there was no connection to the server at all."""
     return isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
 
 
 def _is_final(error):
-    """Whether another try would bring the same."""
+    """Whether a retry would fail in the same way."""
     if isinstance(error, urllib.error.HTTPError):
-        return 300 <= error.code < 500 and error.code not in PASSING
+        return 300 <= error.code < 500 and error.code not in RETRYABLE
     return isinstance(error, http.client.InvalidURL) or isinstance(
         getattr(error, "reason", None), ssl.SSLCertVerificationError)
 

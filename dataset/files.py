@@ -1,11 +1,11 @@
-"""Files that several processes share: locked, told apart by their content, and written aside until they are whole."""
+"""Files that several processes use: locks, replacing a file only when the new one is whole, digests."""
 import contextlib
 import hashlib
 import os
 
 try:
     import fcntl
-except ImportError:  # not on Windows; there nothing holds processes off each other
+except ImportError:  # Windows: no locks
     fcntl = None
 
 __all__ = ["locked", "replaced_file", "remove_remains", "digest_of"]
@@ -16,13 +16,13 @@ CHUNK_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def locked(path, wait=True):
-    """Hold the file ``path``, which is there for this alone, locked; where the disk knows no locks, do without.
+    """Hold a lock on the file ``path``, which serves no other purpose; no-op on a file system without locks.
 
-    The lock is this process's own: what it forks does not hold it. The end of the process, however it comes, gives the
-    lock back, and so would closing any other handle of the file. Threads of one process are not kept apart.
+    The lock belongs to this process, not to those that it forks. It ends with the process, however that ends, and also
+    when any other handle of the file is closed. It does not exclude other threads of this process.
 
     Args:
-        wait: for another process that holds it; then a line is printed.
+        wait: if another process holds the lock, print a line and wait for it.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is False.
@@ -38,7 +38,7 @@ def locked(path, wait=True):
             pass
         if _is_still_there(path, file):
             break
-        file.close()  # the one before has removed it just now
+        file.close()  # the holder before us has removed it: our lock is on a file that nobody else can open
     try:
         yield
     finally:
@@ -52,7 +52,7 @@ def _lock(file, path, wait):
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # systems differ in how they say it
+    except (BlockingIOError, PermissionError):  # which of them depends on the system
         if not wait:
             raise BlockingIOError(path) from None
         print("Waiting for another process, which holds {}".format(path), flush=True)
@@ -68,11 +68,11 @@ def _is_still_there(path, file):
 
 @contextlib.contextmanager
 def replaced_file(path, before=None):
-    """Open a file aside of ``path`` for writing bytes; at the end of the block it is flushed and takes the place of
-    ``path``. If that fails, ``path`` is as it was before.
+    """Open a temporary file beside ``path`` for writing bytes; at the end of the block it is flushed and renamed to
+    ``path``. If the block or that fails, ``path`` is as it was before.
 
     Args:
-        before: called when the new file is whole on the disk, just before it takes the place.
+        before: called when the new file is whole on the disk, just before it is renamed.
     """
     aside = ASIDE.format(path, os.getpid())
     try:
@@ -91,7 +91,7 @@ def replaced_file(path, before=None):
 
 
 def _flush_folder(path):
-    """Put the names in a folder on the disk, too; not every system and file system can."""
+    """Flush a folder's list of names to the disk, where the system can."""
     with contextlib.suppress(OSError):
         number = os.open(path or ".", os.O_RDONLY)
         try:
@@ -101,7 +101,7 @@ def _flush_folder(path):
 
 
 def remove_remains(path):
-    """Remove what killed processes have left aside of ``path``. Nobody else may be writing it."""
+    """Remove the temporary files of ``path`` that killed processes left. Nobody else may be writing to it."""
     folder, name = os.path.split(path)
     start, end = ASIDE.split("{}.{}")[0] + name + ".", ASIDE.rsplit("{}", 1)[1]
     for other in os.listdir(folder or "."):

@@ -1,4 +1,4 @@
-"""Own pictures: any directory of class folders."""
+"""Pictures of your own: any directory of class folders."""
 import os
 
 from dataset.base import DatasetError, ImageSet, list_classes, shown, split_of_class_folders
@@ -18,8 +18,11 @@ class FolderMetric(ImageSet):
         transform, target_transform: as in ``ImageSet``.
 
     Raises:
-        DatasetError: no such directory, no class folders, too few of them, an empty one, a link that leads nowhere.
+        DatasetError: no such directory, no class folders, too few of them, an empty one, a broken link.
     """
+
+    summary = "class folders of your own"
+    can_download = False
 
     def __init__(self, root, train=False, transform=None, target_transform=None):
         if not os.path.isdir(root):
@@ -48,12 +51,3 @@ class FolderMetric(ImageSet):
             first_label = 0 if train else middle
         samples, class_to_idx = split_of_class_folders(directory, names, first_label)
         super().__init__(samples, class_to_idx, transform, target_transform)
-
-
-class SyntheticBirdsMetric(FolderMetric):
-    """One split of the drawn birds, which are drawn below ``root`` on first use; see ``dataset.synthetic``."""
-
-    def __init__(self, root, train=False, transform=None, target_transform=None):
-        # Here and not above: dataset.synthetic is also a command, which Python warns about if it is already imported.
-        from dataset.synthetic import prepare_birds
-        super().__init__(prepare_birds(root), train, transform, target_transform)

@@ -1,7 +1,7 @@
 """Batches of uint8 pictures: resize, crop and flip here; scaling and normalisation belong to the networks.
 
-A batch depends on nothing but the seed, the epoch and its number in the epoch: the number of worker processes changes
-the speed alone.
+A batch depends only on the seed, the epoch and its number in the epoch. The number of worker processes changes only the
+speed.
 """
 import functools
 import multiprocessing
@@ -18,8 +18,7 @@ from dataset.cache import DecodedPictures
 
 __all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
 
-
-# Last part of the seed of a batch's crops, so that they are independent of the draws of the batch sampler.
+# Last part of the seed of a batch's crops, so that they don't depend on what the batch sampler draws.
 CROP_STREAM = 1
 
 
@@ -29,10 +28,10 @@ def resized_size(image_size):
 
 
 def default_workers():
-    """Return a number of loading processes that fits this machine: one a core, less one for training, at most 8.
+    """Return a number of loading processes that suits this machine: a core each, less one for training, at most 8.
 
-    The processes that torchrun starts on one machine share its cores. What it does not set to a number from 1 on is
-    taken for 1 here; ``engine.ranks`` refuses it.
+    The ranks of one machine divide its cores among them. A LOCAL_WORLD_SIZE that is not a number from 1 on counts as 1
+    here; ``engine.ranks`` refuses it.
     """
     try:
         processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -42,10 +41,11 @@ def default_workers():
 
 
 class _Batches(Dataset):
-    """Turns a key (picture indices, seed of the crops or None, (start, stop)) into (pictures B x 3 x S x S uint8,
-    labels B) of the indices from start to stop. The crops of the others are drawn, too, and not used.
+    """Turns a key (picture indices, seed of the crops or None, span) into (pictures B x 3 x S x S uint8, labels B) of
+    the indices in the span (start, stop).
 
-    The pictures lie in memory as they were decoded, channels last: that is how the networks take them.
+    Random crops are drawn for the pictures before the span, too, so that ranks stay in step: each crops a picture as a
+    single process would. Pictures are channels last in memory, as they were decoded and as the networks take them.
     """
 
     def __init__(self, samples, image_size, pictures):
@@ -72,7 +72,7 @@ class _Batches(Dataset):
             try:
                 picture = self.pictures[index]
             except DatasetError as error:
-                return error  # an exception that crosses a process boundary comes out as a traceback; a value doesn't
+                return error  # a worker's exception would reach the main process as a traceback; _checked raises it
             batch[row] = picture[top:top + size, left:left + size]
             if flip:
                 images[row] = images[row].flip(1)  # torch's is ten times as fast as NumPy's here
@@ -80,7 +80,7 @@ class _Batches(Dataset):
 
 
 class _Keys:
-    """The sampler that the DataLoader draws keys from: ``count`` of them, each ``draw(number)``, from ``first`` on."""
+    """The DataLoader's sampler: yields the key ``draw(number)`` of each batch from ``first`` up to ``count``."""
 
     def __init__(self, count, draw=None):
         self.count = count
@@ -95,21 +95,23 @@ class _Keys:
 
 
 def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_workers):
-    # A generator of its own: a DataLoader draws a number each time it starts, and must not take it from the generator
-    # of the samplers, or the number of workers would change a run.
+    # A generator of its own: a DataLoader draws a number each time it starts, and from torch's global generator that
+    # would change what the rest of the run draws.
     return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
                       generator=torch.Generator(), worker_init_fn=_leave_signals_to_the_main_process)
 
 
 def _leave_signals_to_the_main_process(worker):
-    """Ctrl-C reaches every process of a terminal, a scheduler's signals every process of a job; a worker that dies of
-    one would look to the main process like a crash. SIGTERM ends it if it comes from there. It starts with all of them
-    blocked; see ``_started``."""
+    """Make a worker ignore signals, except a SIGTERM from the main process.
+
+    Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job. If one of them ended a
+    worker, the main process would take it for a crash. A worker starts with these signals blocked; see ``_started``.
+    """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS; there SIGTERM ends a worker, whoever sends it
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS: there a SIGTERM from anywhere ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_on_sigterm_from, args=(multiprocessing.parent_process().pid,),
                          daemon=True).start()
@@ -123,20 +125,21 @@ def _end_on_sigterm_from(process):
     os._exit(0)
 
 
-# Functions and not methods: a loader that refers to itself would live on, and its processes with it.
-def _training_key(batch_sampler, seed, share, epoch, batch):
-    return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM), share
+# Functions and not methods: with a method the loader would refer to itself, and it would not be freed, nor its workers
+# ended, when the last reference to it goes.
+def _training_key(batch_sampler, seed, span, epoch, batch):
+    return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM), span
 
 
-def _evaluation_key(share, batch_size, batch):
-    first = share[0] + batch * batch_size
-    indices = range(first, min(first + batch_size, share[1]))
+def _evaluation_key(span, batch_size, batch):
+    first = span[0] + batch * batch_size
+    indices = range(first, min(first + batch_size, span[1]))
     return indices, None, (0, len(indices))
 
 
 def _started(loader):
-    """Return an iterator over ``loader``, whose processes begin with their signals blocked until they know what to do
-    with them."""
+    """Return an iterator over ``loader``, whose workers start with signals blocked: until they have run
+    ``_leave_signals_to_the_main_process``, a signal would end them."""
     if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
         return iter(loader)
     signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")}
@@ -148,6 +151,7 @@ def _started(loader):
 
 
 def _checked(loader):
+    """Yield the batches of ``loader``; raise the errors that its workers return."""
     for batch in _started(loader):
         if isinstance(batch, DatasetError):
             raise batch
@@ -155,29 +159,30 @@ def _checked(loader):
 
 
 class TrainLoader:
-    """Training batches of one epoch after the other: random crop, horizontal flip with probability 0.5.
+    """Training batches, epoch by epoch: random crop, horizontal flip with probability 0.5.
 
     Args:
         dataset: an ``ImageSet``.
         batch_sampler: ``draw(epoch, number)`` gives the picture indices of a batch; its length is batches an epoch.
         image_size: side of the crop.
         seed: of crops and flips.
-        workers: loading processes; 0 loads in this one.
+        workers: number of loading processes; 0 loads in this one.
         pin_memory: put batches into page-locked memory, for a faster copy to an accelerator.
-        pictures: the resized pictures of ``dataset``, as ``open_pictures`` gives them; None decodes each time.
-        share: (start, stop) of the pictures of each batch that this process takes; None for all. They are the same
-            pictures, cropped in the same way, as a process that takes all of them has there.
+        pictures: the resized pictures of ``dataset``, from ``open_pictures``; None decodes them each time.
+        span: (start, stop) of the pictures of each batch that this process takes; None for all. They are cropped as in
+            a process that takes all.
 
     Attributes:
-        batch_size: pictures in a batch, all shares together.
+        batch_size: pictures in a whole batch, of all processes together.
+        span: as given; (0, batch_size) for None.
     """
 
     def __init__(self, dataset, batch_sampler, image_size, seed=0, workers=0, pin_memory=False, pictures=None,
-                 share=None):
+                 span=None):
         self.batch_sampler = batch_sampler
         self.batch_size = batch_sampler.batch_size
         self.seed = seed
-        self.share = (0, self.batch_size) if share is None else share
+        self.span = (0, self.batch_size) if span is None else span
         self.keys = _Keys(len(batch_sampler))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=True)
@@ -192,25 +197,26 @@ class TrainLoader:
             DatasetError: a picture can't be read.
         """
         self.keys.first = first
-        self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, self.share, number)
+        self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, self.span, number)
         return _checked(self.loader)
 
 
 class EvaluationLoader:
     """Every picture of ``dataset`` once, in order, centre crop: an iterable of (pictures, labels).
 
-    Args: as in ``TrainLoader``; share: (start, stop) of the pictures that this process takes.
+    Args: as in ``TrainLoader``, but span: (start, stop) of the pictures of ``dataset`` that this process takes.
 
     Attributes:
-        count: pictures that come. total: pictures in ``dataset``. batch_size: as given.
+        count: pictures in the span. total: pictures in ``dataset``. batch_size: as given.
+        span: as given; (0, total) for None.
     """
 
-    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None, share=None):
-        start, stop = (0, len(dataset)) if share is None else share
-        self.count = stop - start
+    def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None, span=None):
         self.total = len(dataset)
+        self.span = (0, self.total) if span is None else span
+        self.count = self.span[1] - self.span[0]
         self.batch_size = batch_size
-        self.keys = _Keys(-(-self.count // batch_size), functools.partial(_evaluation_key, (start, stop), batch_size))
+        self.keys = _Keys(-(-self.count // batch_size), functools.partial(_evaluation_key, self.span, batch_size))
         self.loader = _data_loader(dataset.samples, image_size, pictures, self.keys, workers, pin_memory,
                                    keep_workers=False)
 

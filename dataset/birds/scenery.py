@@ -1,24 +1,27 @@
-"""A picture of a bird: the place it sits in, the light on it, and what is in front.
+"""A picture of a bird: the place around it, the light on it, and what is in front.
 
     picture = draw_bird(species, numpy.random.default_rng(0), size=(136, 124))
 
-The species says what the bird looks like; everything else in the picture comes from the random generator and knows
-nothing of the species, so a network can't tell classes apart by their backgrounds. The parts are drawn on sheets that
-are too large (Pillow's polygons have hard edges), shrunk, shaded by their outlines and laid over each other, from the
-background to the leaves in front.
+The species says what the bird looks like. All else in the picture is drawn at random without regard to the species, so
+that a network can't tell classes apart by their backgrounds. The parts are drawn on sheets that are too large (Pillow's
+polygons have hard edges), shrunk, shaded by their outlines and laid over each other, from the background to the leaves
+in front.
 """
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dataset.birds import Bird, random_pose
-from dataset.drawing import SCALE, Sheet, View, curve, darker, mixed, rotated
+from dataset.birds.anatomy import Bird, random_pose
+from dataset.birds.drawing import SCALE, Sheet, View, curve, darker, mixed, rotated
+from dataset.birds.parts import draw_body, draw_head, draw_legs, draw_tail, draw_wing
 
-# backgrounds: how many patches of light and dark there are across and down
+__all__ = ["draw_bird"]
+
+# background: how many patches of light and dark there are across and down
 PLACES = {"sky": (3, 2), "foliage": (9, 8), "water": (2, 14), "grass": (16, 3), "ground": (14, 12), "wood": (12, 2)}
 
 
 def view_of(bird, rng, size):
-    """Where the bird is in the picture, and how large."""
+    """Return the view that places the bird in a picture of ``size``: where it is, and how large."""
     pose = bird.pose
     turn = rotated(np.eye(2), pose.rotation).T * (pose.squeeze, 1)
     turn = turn * np.array([[-1 if pose.flip else 1], [-1]])
@@ -32,7 +35,7 @@ def view_of(bird, rng, size):
 
 
 def clouds(rng, size, cells, octaves=1):
-    """Smooth noise around 0, about 1 high, with so many cells across and down."""
+    """Return smooth noise around 0, of amplitude about 1; ``cells``: how many patches across and down."""
     field = 0
     for octave in range(octaves):
         shape = [max(2, count * 2 ** octave) for count in (cells[1], cells[0])]
@@ -42,13 +45,13 @@ def clouds(rng, size, cells, octaves=1):
 
 
 def blurred(picture, radius):
-    """Gaussian blur of a float picture in 0..1."""
+    """Return a float picture in 0..1 after a Gaussian blur."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8).squeeze())
     return np.asarray(image.filter(ImageFilter.GaussianBlur(float(radius))), np.float32) / 255
 
 
 def tone(rng, hues=((0.16, 0.42), (0.50, 0.62), (0.04, 0.14)), saturation=(0.1, 0.5), value=(0.2, 0.92)):
-    """A colour of the outdoors: mostly greens, blues and browns."""
+    """Return a colour of the outdoors, 0..255: mostly a green, blue or brown."""
     low, high = hues[int(rng.integers(len(hues)))]
     h, s, v = rng.uniform(low, high), rng.uniform(*saturation), rng.uniform(*value)
     level = [v * (1 - s * max(0.0, min(1.0, min(k, 4 - k)))) for k in ((n + h * 6) % 6 for n in (5, 3, 1))]
@@ -56,6 +59,7 @@ def tone(rng, hues=((0.16, 0.42), (0.50, 0.62), (0.04, 0.14)), saturation=(0.1, 
 
 
 def leaf(centre, degrees, length, width):
+    """Return the outline of a leaf."""
     x = np.array([-0.5, -0.25, 0.05, 0.3, 0.5, 0.3, 0.05, -0.25])
     y = np.array([0, 0.40, 0.5, 0.3, 0, -0.3, -0.5, -0.40])
     return np.asarray(centre) + rotated(np.stack([x * length, y * width], axis=1), degrees)
@@ -63,15 +67,15 @@ def leaf(centre, degrees, length, width):
 
 def draw_leaves(sheet, rng, size, count, colour, length):
     for _ in range(count):
-        centre, way = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0, 360)
+        centre, direction = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0, 360)
         long = length * rng.uniform(0.6, 1.5)
         shade = mixed(colour, tone(rng), rng.uniform(0, 0.35))
-        sheet.polygon(leaf(centre, way, long, long * rng.uniform(0.3, 0.55)), shade)
-        sheet.line(centre + rotated([(-0.5 * long, 0), (0.42 * long, 0)], way), 0.8, darker(shade, 0.25))
+        sheet.polygon(leaf(centre, direction, long, long * rng.uniform(0.3, 0.55)), shade)
+        sheet.line(centre + rotated([(-0.5 * long, 0), (0.42 * long, 0)], direction), 0.8, darker(shade, 0.25))
 
 
 def draw_twig(sheet, rng, size, width, colour, start=None, degrees=None):
-    """A bent twig across the picture, with a side twig or two."""
+    """Draw a bent twig across the picture, with up to two side twigs."""
     start = rng.uniform(0, 1, 2) * size if start is None else np.asarray(start)
     degrees = rng.uniform(-60, 60) if degrees is None else degrees
     x = np.linspace(-1.1, 1.1, 8) * max(size)
@@ -81,12 +85,12 @@ def draw_twig(sheet, rng, size, width, colour, start=None, degrees=None):
     sheet.polygon(np.concatenate([middle - half, (middle + half)[::-1]]), colour)
     for _ in range(int(rng.integers(0, 3))):
         root = middle[int(rng.integers(4, len(middle) - 4))]
-        way = degrees + rng.choice([-1, 1]) * rng.uniform(25, 70)
-        sheet.line([root, root + rotated((rng.uniform(15, 45), 0), way)], width * 0.4, colour)
+        direction = degrees + rng.choice([-1, 1]) * rng.uniform(25, 70)
+        sheet.line([root, root + rotated((rng.uniform(15, 45), 0), direction)], width * 0.4, colour)
 
 
 def background(rng, size):
-    """Sky, leaves, water, grass, bare ground or a wood, out of focus: a float picture."""
+    """Return sky, leaves, water, grass, bare ground or a wood, out of focus: a float picture in 0..1."""
     first, second, third = (np.array(tone(rng), np.float32) / 255 for _ in range(3))
     kind = str(rng.choice(list(PLACES)))
     down = np.linspace(-1, 1, size[1], dtype=np.float32)[:, None] * rng.uniform(-1, 1)
@@ -100,7 +104,7 @@ def background(rng, size):
 
 
 def _with_clutter(picture, kind, rng, size, colour):
-    """Far leaves, blades or trunks."""
+    """Add leaves, blades of grass or trunks far behind the bird."""
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
     pen, bottom = ImageDraw.Draw(image), size[1] + 5
     for _ in range(int(rng.integers(10, 45))):
@@ -116,7 +120,7 @@ def _with_clutter(picture, kind, rng, size, colour):
 
 
 def rounded(cover, radius, light):
-    """How bright a rounded thing with this outline is, lit from one side: 1 where it faces us."""
+    """Return the brightness of a rounded thing that covers ``cover``, lit from the direction ``light``."""
     soft = blurred(cover, radius)
     slope_down, slope_right = np.gradient(soft)
     slope = -(slope_right * light[0] + slope_down * light[1]) * radius
@@ -124,11 +128,12 @@ def rounded(cover, radius, light):
 
 
 def lay(picture, colour, cover):
+    """Lay a sheet, as ``Sheet.shrink`` returns it, over the picture."""
     return picture * (1 - cover) + np.clip(colour, 0, 1)
 
 
 def in_this_light(picture, rng):
-    """Exposure, contrast, warm or cool light, dappled shade, a lens that isn't quite sharp, noise."""
+    """Return the picture after a change of exposure, contrast and warmth, with patches of shade, blur and noise."""
     size = picture.shape[1], picture.shape[0]
     warmth, green = rng.normal(0, 0.07), rng.normal(0, 0.025)
     picture = picture * np.array([1 + warmth, 1 + green, 1 - warmth], np.float32) * rng.uniform(0.72, 1.22)
@@ -140,9 +145,11 @@ def in_this_light(picture, rng):
 
 
 def draw_bird(species, rng, size):
-    """A picture (Pillow, RGB, size = (width, height)) of one bird of this species, all else being left to rng.
+    """Return a picture (Pillow, RGB) of one bird of this species.
 
-    The same state of rng gives the same picture.
+    Args:
+        rng: draws all that the species does not say; the same state gives the same picture.
+        size: (width, height).
     """
     bird = Bird(species, random_pose(rng), rng)
     view = view_of(bird, rng, size)
@@ -155,12 +162,12 @@ def draw_bird(species, rng, size):
 
 
 def _picture_view():
-    """Carries pixels of the picture to a sheet."""
+    """Return the view that carries pixels of the picture to a sheet."""
     return View(np.eye(2) * SCALE, np.zeros(2), SCALE)
 
 
 def _lay_perch(picture, bird, view, rng, size, light):
-    """Leaves and a twig behind the bird, and the branch it sits on."""
+    """Lay leaves and a twig behind the bird, and the branch it sits on."""
     sheet = Sheet(size, _picture_view())
     draw_leaves(sheet, rng, size, int(rng.integers(0, 10)), tone(rng), rng.uniform(8, 20))
     if rng.random() < 0.5:
@@ -177,12 +184,12 @@ def _lay_bird(picture, bird, view, rng, size, light):
     length = view.unit / SCALE
     back, body, wing, head = (Sheet(size, view) for _ in range(4))
     if bird.pose.wing_raised:
-        bird.draw_wing(back, far=True)
-    bird.draw_tail(back)
-    bird.draw_legs(back)
-    bird.draw_body(body)
-    bird.draw_wing(wing)
-    bird.draw_head(head)
+        draw_wing(bird, back, far=True)
+    draw_tail(bird, back)
+    draw_legs(bird, back)
+    draw_body(bird, body)
+    draw_wing(bird, wing)
+    draw_head(bird, head)
     (back, back_cover), (body, body_cover), (wing, wing_cover), (head, head_cover) = (
         sheet.shrink() for sheet in (back, body, wing, head))
     picture = lay(picture, back * rounded(back_cover, 0.05 * length, light), back_cover)
@@ -196,7 +203,7 @@ def _lay_bird(picture, bird, view, rng, size, light):
 
 
 def _lay_front(picture, rng, size, light):
-    """In some pictures, leaves or a twig in front of the bird, out of focus."""
+    """In some pictures, lay leaves or a twig in front of the bird, out of focus."""
     leaves, twig = (int(rng.integers(1, 6)) if rng.random() < 0.45 else 0), rng.random() < 0.2
     if not (leaves or twig):
         return picture
