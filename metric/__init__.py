@@ -1,11 +1,20 @@
 """Distances, losses, negative samplers, the batch sampler and recall: tensors in, tensors out.
 
-    metric.loss          every loss, under one import path
-    metric.triplet       triplet and contrastive losses over sampled triplets
-    metric.distillation  relational, ranking, attention and hint losses between a student and a teacher
-    metric.angles        how the angles of RKD are computed, in blocks of vertices
-    metric.pairsampler   which negatives a triplet loss sees
-    metric.batchsampler  which images share a batch
-    metric.utils         pdist and recall
-    metric.retrieval     how recall is computed, in blocks of distances
+Where each formula is, with its shapes and corner cases:
+
+    RKD-D, RKD-A                     rkd_distance_loss, rkd_angle_loss in metric.distillation
+    HardDarkRank                     hard_darkrank_loss in metric.distillation
+    attention transfer, FitNet       attention_transfer_loss, fitnet_loss in metric.distillation
+    triplet and contrastive loss     triplet_loss, contrastive_loss in metric.triplet
+    distances, unit vectors          pdist, cdist, unit in metric.distances
+    negatives for a triplet loss     metric.pairsampler (AllPairs, HardNegative, SemiHardNegative, ...)
+    distance-weighted sampling,      distance_weights in metric.pairsampler
+      with the quirk of the reference
+    which images share a batch       NPairs in metric.batchsampler
+    Recall@K                         recall_by_definition in metric.retrieval; recall there is the fast way
+
+    metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
+    metric.angles     how RKD-A is computed without N^3 cosines in memory
+    metric.contracts  the checks of shapes and types that all share, and the rule that losses run in float32
+    metric.utils      pdist and recall, the reference's import path
 """

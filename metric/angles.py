@@ -2,32 +2,32 @@
 
     u_ij = (e_j - e_i) / |e_j - e_i|,  C_ijk = u_ij . u_ik,  loss = mean of smooth-L1(C_S - C_T) over all N^3
 
-The N x N matrix of one vertex's cosines is made, compared, turned into a gradient and forgotten before the next one's,
-so that neither N^3 cosines nor N^2 edges of d numbers are ever in memory.
+For each block of vertices i the N x N cosines of each i are computed, compared and turned into their part of the
+gradient, then dropped. So neither N^3 cosines nor N^2 edges of d numbers are ever in memory.
 
-There are two ways to the same cosines. By differences: the edges of a vertex, and their products; N^3 d
-multiplications, in float32. By products: all of it from the N x N products of embeddings,
+The cosines are computed in one of two ways. By differences: the edges of a vertex, and their products; N^3 d
+multiplications, in float32. By products: everything from the N x N products of embeddings,
 
     C_ijk = (G_jk - G_ij - G_ik + G_ii) / (|e_j - e_i| |e_k - e_i|),  G = E E^T
 
-which is d times less work, but subtracts large numbers from each other: G has to be in float64. So a CPU takes the
-second way, and accelerators, some of which have no float64 worth the name, take the first.
+which is d times less work, but subtracts large numbers from each other: G has to be in float64. A CPU takes the
+second way. Accelerators take the first, since on some of them float64 is missing or very slow.
 """
 
 import torch
 
+from metric.distances import rows_at_a_time
+
 __all__ = ["angle_loss"]
 
-# Entries of a block of cosines: what a core's own cache holds, for the many passes over a block.
+# Entries of a block of cosines on a CPU. It is read and written many times, and this many fit the cache of one core.
 PRODUCT_ENTRIES = 2 ** 17
-# Entries of a block of edges and cosines on an accelerator: 64 MiB each in float32.
-DIFFERENCE_ENTRIES = 2 ** 24
 
 
 def angle_loss(student, teacher, first=0, last=None):
-    """The loss of student (N x d) against teacher (N x any dimension): two matrices of one type, on one device.
+    """The loss above, for student N x d and teacher N x any dimension, of one type and on one device: a scalar.
 
-    With ``first`` and ``last`` it is the part of the mean that belongs to the vertices i, first <= i < last.
+    ``first`` and ``last``: take only the vertices i with first <= i < last (still divided by N^3). Default: all.
     """
     return _AngleLoss.apply(student, teacher, _ByProducts if student.device.type == "cpu" else _ByDifferences, first,
                             len(student) if last is None else last)
@@ -66,7 +66,7 @@ def _inverse(length):
 
 
 class _ByProducts:
-    """Cosines of N embeddings from their products, and the gradient, gathered block by block."""
+    """Cosines of N embeddings from their products, and the sum of the gradient over blocks of vertices."""
 
     sum_type = torch.float64
 
@@ -76,7 +76,7 @@ class _ByProducts:
         self.centred = centred - centred.mean(0, keepdim=True)
         self.products = self.centred @ self.centred.t()
         self.own = self.products.diagonal()
-        # Not from the products: equal embeddings must lie at exactly 0.
+        # Not from the products: the distance of equal embeddings must be exactly 0.
         self.inverse = _inverse(torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist"))
         self.slope_of_products = torch.zeros_like(self.products)
 
@@ -92,9 +92,13 @@ class _ByProducts:
         return numerator.to(self.type).mul_(inverse.unsqueeze(2)).mul_(inverse.unsqueeze(1))
 
     def add_gradient(self, vertices, cosines, slope):
-        """Add the slopes by the products, given those by the cosines, B x N x N and symmetric; uses up both."""
+        """Add this block's part of the slopes by the products G.
+
+        Args:
+            cosines: as computed. slope: of the loss by each of them. Both B x N x N, symmetric; both are overwritten.
+        """
         inverse = self.inverse[vertices]
-        # An edge's length divides all cosines that it is part of.
+        # Every cosine that an edge is part of is divided by the edge's length.
         by_own_length = (cosines.mul_(slope).sum(2) * inverse * inverse).double()
         by_numerator = slope.mul_(inverse.unsqueeze(2)).mul_(inverse.unsqueeze(1))
         by_edge = by_numerator.sum(2).double() - by_own_length
@@ -110,7 +114,7 @@ class _ByProducts:
 
 
 class _ByDifferences:
-    """Cosines of N embeddings from the differences of each vertex to all, and the gradient, gathered block by block."""
+    """Cosines of N embeddings from the differences of each vertex to all, and the sum of the gradient over blocks."""
 
     def __init__(self, embeddings):
         self.sum_type = embeddings.dtype
@@ -119,7 +123,7 @@ class _ByDifferences:
 
     @staticmethod
     def vertices_at_a_time(n, dimension):
-        return max(1, DIFFERENCE_ENTRIES // (n * (n + dimension)))
+        return rows_at_a_time(n * (n + dimension))
 
     def _edges(self, vertices):
         edge = self.embeddings.unsqueeze(0) - self.embeddings[vertices].unsqueeze(1)
@@ -134,7 +138,7 @@ class _ByDifferences:
         edge, inverse = self._edges(vertices)
         by_edge = 2 * torch.bmm(slope, edge)
         along = (by_edge * edge).sum(2, keepdim=True)
-        by_edge.sub_(edge.mul_(along)).mul_(inverse)  # only what turns an edge changes its direction
+        by_edge.sub_(edge.mul_(along)).mul_(inverse)  # a change along an edge doesn't change its direction
         self.total += by_edge.sum(0)
         self.total[vertices] -= by_edge.sum(1)
 

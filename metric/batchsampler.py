@@ -31,8 +31,8 @@ class NPairs:
     For each batch the classes are shuffled, min(m, class size) distinct images of each in turn are drawn until
     at least `batch_size` are there, and the first `batch_size` are kept; so the last class may give fewer than m.
 
-    Batch b of epoch e depends on (seed, e, b) alone: a run can be taken up anywhere, and the number of workers changes
-    nothing. Each new iteration is the next epoch, from 0 or from what `set_epoch` said last.
+    Batch b of epoch e depends on (seed, e, b) alone: a run can be resumed at any batch, and the number of workers
+    changes nothing. Each new iteration draws the next epoch, the first one epoch 0 or the one given to `set_epoch`.
 
     Args:
         data_source: has `.targets` (labels), `.samples` or `.imgs` (pairs of path and label), or is a sequence of
@@ -40,10 +40,10 @@ class NPairs:
         batch_size: images a batch, at least 2.
         m: images a class, at least 1.
         iter_per_epoch: batches an epoch.
-        seed: a non-negative integer. None takes one from torch's global generator, here and now.
+        seed: a non-negative integer. None draws one from torch's global generator when the sampler is made.
 
     Attributes:
-        seed: as used. epoch: the epoch that the next iteration will draw.
+        seed: the one in use. epoch: the one that the next iteration will draw.
 
     Corner cases: a class with a single image is drawn like any other, but gives no positive pair;
     `single_image_labels` lists such classes.
@@ -89,7 +89,7 @@ class NPairs:
         return [label for label, images in self._images.items() if len(images) == 1]
 
     def set_epoch(self, epoch):
-        """The next iteration draws epoch `epoch`, the one after it the next."""
+        """Let the next iteration draw epoch `epoch`, and the one after it epoch `epoch` + 1."""
         self.epoch = operator.index(epoch)
         if self.epoch < 0:
             raise ValueError("epoch must be at least 0, got {}".format(epoch))
@@ -109,8 +109,8 @@ class NPairs:
         return batch[:self.batch_size]
 
     def __iter__(self):
-        # A generator: the epoch is taken at its first batch. A DataLoader with workers makes one iterator that it never
-        # uses, and that one must not count as an epoch.
+        # The body of a generator runs from its first batch on. A DataLoader with workers makes one iterator that it
+        # never uses, and that one must not count as an epoch.
         epoch = self.epoch
         self.epoch = epoch + 1
         for b in range(self.iter_per_epoch):

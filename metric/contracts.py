@@ -1,4 +1,4 @@
-"""The checks and the precision rule that every loss shares."""
+"""The checks of arguments and the precision rule that all losses, samplers and measures use."""
 
 import contextlib
 import functools
@@ -10,16 +10,15 @@ __all__ = ["full_precision", "autocast_disabled", "check_floating", "check_embed
 
 
 def autocast_disabled(device_type):
-    """A context in which autocast is off for `device_type`, and nothing at all where autocast does not exist."""
+    """A context in which autocast is off for `device_type`; a no-op where autocast does not know that type."""
     try:
         return torch.autocast(device_type, enabled=False)
     except (RuntimeError, ValueError, AssertionError):
-        # A device type that this torch's autocast does not know can't be autocasting either.
         return contextlib.nullcontext()
 
 
 def _promoted(value):
-    # Anything narrower than 32 bits: float16, bfloat16, and the 8-bit types of newer versions.
+    # Narrower than 32 bits: float16, bfloat16, and the 8-bit types of newer versions of torch.
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() < 4:
         return value.float()
     return value
@@ -28,8 +27,8 @@ def _promoted(value):
 def full_precision(function):
     """Decorator: tensor arguments narrower than float32 become float32, and autocast is off inside.
 
-    float32 stays float32 and float64 stays float64. Distances are small differences of large numbers; half precision
-    leaves nothing of them, so a network may run under autocast, its losses may not.
+    float32 stays float32 and float64 stays float64. A network may run under autocast, but not its losses: a distance is
+    a small difference of large numbers, and half precision has too few digits for it.
     """
     @functools.wraps(function)
     def in_full_precision(*args, **kwargs):

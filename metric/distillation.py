@@ -1,7 +1,7 @@
-"""Distillation losses between a student and a teacher: relations, rankings, attention, hints.
+"""Distillation losses between a student and a teacher: relations (RKD), rankings, attention, hints.
 
-In all of them the teacher is a constant (detached inside), and the computation has the student's precision, float32 at
-least.
+In all of them the teacher is a constant (detached inside). They are computed in the student's precision, but at least
+in float32.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from metric.angles import angle_loss
 from metric.contracts import check_embeddings, check_floating, check_same_device, full_precision
-from metric.utils import pdist, unit
+from metric.distances import pdist, unit
 
 __all__ = ["rkd_distance_loss", "rkd_angle_loss", "hard_darkrank_loss", "attention_transfer_loss", "fitnet_loss",
            "RkdDistance", "RKdAngle", "HardDarkRank", "AttentionTransfer", "FitNet"]
@@ -36,7 +36,7 @@ def _checked_embeddings(student, teacher):
 def _over_mean_distance(embeddings):
     """Distances in units of the batch's mean distance: pdist / mu, mu the mean of the entries that are > 0."""
     distance = pdist(embeddings)
-    # Distances are positive or exactly 0, so their sum is already the sum of those that are > 0.
+    # No distance is negative, so the sum of all is the sum of those that are > 0.
     count = (distance > 0).sum()
     mean = distance.sum() / count.clamp(min=1)
     return distance / mean.masked_fill(count == 0, 1)
@@ -57,8 +57,8 @@ def rkd_distance_loss(student, teacher):
     Returns:
         scalar.
 
-    Corner cases: N = 1 has no distances: 0, with a gradient of 0. Equal embeddings lie 1e-6 apart (pdist's floor)
-    without gradient; if all are equal, every distance is the mean and the ratios are 1.
+    Corner cases: N = 1 has no distances: 0, with a gradient of 0. Equal embeddings lie 1e-6 apart (pdist's floor) and
+    their pair gives no gradient; if all are equal, every distance equals mu and the ratios are 1. Memory is N^2.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
@@ -74,21 +74,21 @@ def rkd_angle_loss(student, teacher, vertices=None):
         u_ij = (e_j - e_i) / max(|e_j - e_i|, 1e-12)
         loss = mean over all N^3 (i, j, k) of smooth-L1(u_S,ij . u_S,ik - u_T,ij . u_T,ik)
 
-    smooth-L1 with beta = 1; degenerate triples (j = k, or a vertex twice) count in the mean, so that the published
-    weights keep their meaning. The loss does not change when either set is scaled, shifted or rotated.
+    u_ij . u_ik is the cosine of the angle at vertex i between e_j and e_k; smooth-L1 with beta = 1. Triples that form
+    no angle (i = j, i = k or j = k) count in the mean, so that the published weights keep their meaning. The loss does
+    not change when either set is scaled, shifted or rotated.
 
     Args:
         student: N x d, teacher: N x any dimension; floating point, on one device. Memory is N^2 times a constant (on
-            accelerators: a block of vertices times N (N + d)), not N^3.
-        vertices: (first, last) for the part of the mean that belongs to the vertices i, first <= i < last. The parts of
-            several processes add up to the whole, and so do their gradients. None for all.
+            accelerators: a block of vertices times N (N + d)), not N^3; `metric.angles` says how.
+        vertices: (first, last): sum only over the vertices i with first <= i < last, still divided by N^3. The sums of
+            several processes add up to the whole loss, and so do their gradients. None for all.
 
     Returns:
         scalar.
 
     Corner cases: an edge of length 0 (a vertex with itself, duplicates) has cosine 0 with every other and no gradient;
-    N = 1 (a loss of 0) and embeddings that are all equal are therefore defined. The gradient comes with the value; it
-    has no second derivative.
+    so N = 1 (a loss of 0) and embeddings that are all equal are no errors. There is no second derivative.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
@@ -116,8 +116,8 @@ def hard_darkrank_loss(student, teacher, alpha=3, beta=3, permute_len=4):
     Returns:
         scalar.
 
-    Corner cases: a batch with fewer than `permute_len` others ranks those that there are, and N = 1 gives 0 with a
-    gradient of 0: the last batch of a data set is no error. Equally near others keep the order of their indices.
+    Corner cases: in a batch with fewer than `permute_len` others all of them are ranked, and N = 1 gives 0 with a
+    gradient of 0. Equally near others keep the order of their indices.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices; alpha, beta or permute_len out of range.
@@ -130,7 +130,7 @@ def hard_darkrank_loss(student, teacher, alpha=3, beta=3, permute_len=4):
     length = min(permute_len, n - 1)
     itself = torch.eye(n, dtype=torch.bool, device=teacher.device)
     teacher_order = pdist(teacher).masked_fill(itself, math.inf).sort(dim=1, stable=True)[1][:, :length]
-    # Picked before the power, which never sees the diagonal: for beta < 1 its 0 has no finite slope.
+    # The diagonal is 0, where the power has no finite slope for beta < 1: so the neighbours are picked first.
     score = -alpha * pdist(student).gather(1, teacher_order).pow(beta)
     total = -score.sum()
     for i in range(length):
@@ -168,7 +168,7 @@ def attention_transfer_loss(student_map, teacher_map):
     Returns:
         scalar.
 
-    Corner cases: a map that is 0 everywhere has attention 0 and no gradient. B = 1 is nothing special.
+    Corner cases: a map that is 0 everywhere has attention 0 and no gradient. B = 1 needs no exception.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
@@ -182,16 +182,18 @@ def attention_transfer_loss(student_map, teacher_map):
 
 @full_precision
 def fitnet_loss(student, teacher, weight):
-    """FitNets' hint loss: mean of (W s - t)^2 (Romero et al., FitNets, ICLR 2015).
+    """The hint loss of FitNets (Romero et al., FitNets, ICLR 2015).
+
+        loss = mean over B, C_T, H and W of (W s - t)^2,  W a 1 x 1 convolution without bias
 
     Args:
         student: B x C_S x H x W maps, or B x C_S vectors; teacher: B x C_T with the same H x W.
-        weight: C_T x C_S x 1 x 1, the 1 x 1 convolution W. It is given the gradient of the loss, as the student is.
+        weight: C_T x C_S x 1 x 1, the convolution W. It has to be trained with the student.
 
     Returns:
         scalar.
 
-    Corner cases: none: it is a polynomial.
+    Corner cases: none.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
@@ -207,7 +209,7 @@ def fitnet_loss(student, teacher, weight):
     if tuple(weight.shape) != (teacher.shape[1], student.shape[1], 1, 1):
         raise ValueError("a weight of shape {} does not take student {} to teacher {}".format(
             tuple(weight.shape), *shapes))
-    # A product and not a convolution: cuDNN's convolutions round float32 to TF32 by default.
+    # A matrix product and not a convolution: cuDNN's convolutions round float32 to TF32 by default.
     projected = torch.matmul(weight.flatten(1), student.reshape(*student.shape[:2], -1))
     return F.mse_loss(projected, teacher.reshape(*teacher.shape[:2], -1))
 

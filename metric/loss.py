@@ -5,6 +5,13 @@ from metric.distillation import (AttentionTransfer, FitNet, HardDarkRank, RKdAng
                                  rkd_distance_loss)
 from metric.triplet import ContrastiveLoss, L1Triplet, L2Triplet, contrastive_loss, triplet_loss
 
-__all__ = ["L1Triplet", "L2Triplet", "ContrastiveLoss", "RkdDistance", "RKdAngle", "HardDarkRank", "AttentionTransfer",
-           "FitNet", "triplet_loss", "contrastive_loss", "rkd_distance_loss", "rkd_angle_loss", "hard_darkrank_loss",
-           "attention_transfer_loss", "fitnet_loss"]
+__all__ = ["LOSSES", "L1Triplet", "L2Triplet", "ContrastiveLoss", "RkdDistance", "RKdAngle", "HardDarkRank",
+           "AttentionTransfer", "FitNet", "triplet_loss", "contrastive_loss", "rkd_distance_loss", "rkd_angle_loss",
+           "hard_darkrank_loss", "attention_transfer_loss", "fitnet_loss"]
+
+# What run.py --loss offers: name -> class, called as (margin=, sampler=)(embeddings, labels). One more loss is one row.
+LOSSES = {
+    "l1_triplet": L1Triplet,
+    "l2_triplet": L2Triplet,
+    "contrastive": ContrastiveLoss,
+}

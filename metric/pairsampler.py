@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from metric.contracts import check_embeddings, check_labels, full_precision
-from metric.utils import pdist, unit
+from metric.distances import pdist, unit
 
 __all__ = ["pos_neg_mask", "distance_weights", "PairSampler", "AllPairs", "RandomNegative", "HardNegative",
            "SemiHardNegative", "DistanceWeighted", "SAMPLERS"]
 
-# Distance-weighted sampling: closer than the first, negatives are mere noise and are all weighted alike; beyond the
-# second they are too far to give a loss and are not drawn.
+# Distance-weighted sampling: negatives nearer than the first are weighted as if they were that far, since the nearest
+# ones are noise; negatives at the second or farther give no loss and are not drawn.
 NEAREST_DISTANCE = 0.5
 FARTHEST_DISTANCE = 1.4
 
@@ -51,7 +51,7 @@ def _distances(embeddings, dist_func):
 
 
 class PairSampler(nn.Module):
-    """Base of the samplers: finds the positive pairs, and asks `choose` for a negative of each.
+    """Base of the samplers: finds the positive pairs; a subclass chooses the negatives in `choose`.
 
     Args:
         dist_func: N x d embeddings -> N x N distances.
@@ -132,25 +132,25 @@ def distance_weights(embeddings, labels, eligible_only=False, dist_func=pdist):
 
     A row whose weights sum to 0 becomes uniform over its negatives.
 
-    The all-column-maximum quirk (`eligible_only=False`, how the published networks were trained): the row maximum
-    runs over ALL columns, positives and the anchor itself included. It only guards against overflow, so on paper it
-    cancels; in float32 it does not. At d = 512 one positive at 0.5 or nearer makes the weight of every negative farther
-    than about 0.63 underflow to 0, and the anchor falls back to uniform negatives. Float64 embeddings are weighted in
-    float64, where the same happens later.
+    The quirk (`eligible_only=False`; the published networks were trained with it): the row maximum runs over ALL
+    columns, positives and the anchor itself included. Subtracting it only guards against overflow, and in exact numbers
+    the division by the row sum cancels it; in float32 it does not. At d = 512 one positive at 0.5 or nearer makes the
+    weight of every negative farther than about 0.63 underflow to 0, and the anchor falls back to uniform negatives.
+    Float64 embeddings are weighted in float64, which can hold much smaller weights before they underflow.
 
     Args:
         embeddings: N x d, floating point; need not be normalised. Half and bfloat16 are computed in float32.
         labels: N integers on the same device.
-        eligible_only: True: the row maximum runs over eligible negatives (nearer than 1.4) only, and nothing underflows
-            that matters. False: the quirk.
+        eligible_only: True: the row maximum runs over the negatives nearer than 1.4 only, so that the largest weight of
+            a row is 1 before the division. False: the quirk.
         dist_func: N x d embeddings -> N x N distances.
 
     Returns:
         N x N, rows summing to 1. A row without negatives is 0.
 
     Corner cases: antipodal pairs (1 - d_ij^2 / 4 = 0) have the weight 0, in any dimension (with the quirk they too can
-    send their row back to uniform); a zero vector stays zero and lies 1 from every unit vector; embeddings that are not
-    finite give uniform rows, so that it is the loss that reports them.
+    make their row uniform); a zero vector stays zero and its distance to every unit vector is 1; embeddings that are
+    not finite give uniform rows and no error here: the loss over them is not finite, and that is reported.
 
     Raises:
         TypeError, ValueError: shapes or devices.
@@ -162,7 +162,7 @@ def distance_weights(embeddings, labels, eligible_only=False, dist_func=pdist):
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     distance = _distances(unit(embeddings), dist_func).masked_fill(itself, 1).clamp(min=NEAREST_DISTANCE)
 
-    # At d = 2 the second logarithm's argument is 0 or, rounded, negative. Its floor touches no pair nearer than 1.4.
+    # At d_ij = 2 the second logarithm's argument is 0 or, rounded, negative. The floor changes no pair nearer than 1.4.
     cap = (1 - distance.pow(2) / 4).clamp(min=torch.finfo(distance.dtype).tiny)
     log_weight = (2 - dimension) * distance.log() - (dimension - 3) / 2 * cap.log()
     eligible = negative & (distance < FARTHEST_DISTANCE)
@@ -183,8 +183,8 @@ class DistanceWeighted(PairSampler):
 
     Args:
         dist_func: N x d embeddings -> N x N distances; it is given the L2-normalised embeddings.
-        eligible_only: False keeps the all-column-maximum quirk of the published networks: at d = 512 a positive at 0.5
-            or nearer sends its anchor back to uniform negatives. True weights them as the paper means. See
+        eligible_only: False keeps the quirk that the published networks were trained with: at d = 512 an anchor with a
+            positive at 0.5 or nearer gets uniform negatives. True weights them as the paper means. See
             `distance_weights`.
     """
 
@@ -197,7 +197,7 @@ class DistanceWeighted(PairSampler):
         return anchor_idx, pos_idx, torch.multinomial(weight[anchor_idx], 1).squeeze(1)
 
 
-# The names of the command line.
+# What --sample and --triplet_sample offer: name -> class, called without arguments. One more sampler is one row.
 SAMPLERS = {
     "random": RandomNegative,
     "hard": HardNegative,

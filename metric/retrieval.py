@@ -1,8 +1,14 @@
-"""Recall@K, exact, in one streaming pass over blocks of distances.
+"""Recall@K: its definition, and a way to the same numbers that is fast enough for 60,000 embeddings.
 
-Recall@K needs no list of neighbours: a query is a hit at K when fewer than K negatives are at least as close as its
-nearest positive. So the distances are only compared and counted, in square blocks that stay in the cache, and each
-block serves twice: for its rows and, transposed, for its columns.
+`recall_by_definition` is all that there is to understand. `recall` gives the same without sorting anything: a query is
+a hit at K when fewer than K negatives are at least as close as its nearest positive. So distances are only compared
+and counted, in three steps:
+
+1. `_nearest_positive`: the distance of each query to its nearest positive.
+2. `_count_closer`: how many negatives are at least as close. Distances are computed in square blocks that fit the
+   cache, and each block is used twice: for its rows and, transposed, for its columns.
+3. `_exact_counts`: distances are rounded, so steps 1 and 2 work with a lower and an upper bound of each. The few
+   queries for which the bounds leave a hit open are counted again with distances in float64.
 """
 
 import math
@@ -12,16 +18,29 @@ import torch
 
 from metric.contracts import check_embeddings, check_labels, full_precision
 
-__all__ = ["recall"]
+__all__ = ["recall", "recall_by_definition"]
 
-# Side of a block: its distances and the mask beside them are then 32 MiB on a CPU, which its last cache can hold.
+# Side of a block. On a CPU its distances and the mask beside them then take 32 MiB, which fit the last-level cache.
 BLOCK_SIDE = {"cpu": 2048}
 BLOCK_SIDE_DEFAULT = 8192
-# Queries that rounding leaves undecided: so many at a time, against so many columns at first, then twice as many.
+# Step 3 takes this many queries at a time, first against this many columns, then against twice as many, and so on.
 UNDECIDED_QUERIES = 512
 FIRST_COLUMNS = 64
-# Pairs that are compared in float64 at a time, by dimensions: 64 MiB.
+# Step 3 compares at most this many numbers (pairs times dimensions) at a time in float64: 64 MiB.
 EXACT_ENTRIES = 2 ** 23
+
+
+def recall_by_definition(embeddings, labels, K=(1,)):
+    """Recall@K by its definition, for at most a few hundred embeddings. Arguments and result are those of `recall`."""
+    rows, labels = embeddings.double().tolist(), labels.tolist()
+    hits = [0] * len(K)
+    for query in range(len(rows)):
+        others = [index for index in range(len(rows)) if index != query]
+        # Nearest first; of equally near ones, those of another label first.
+        ranking = sorted((math.dist(rows[query], rows[index]), labels[index] == labels[query]) for index in others)
+        for i, k in enumerate(K):
+            hits[i] += any(same_label for _, same_label in ranking[:k])
+    return [count / len(rows) for count in hits]
 
 
 def _checked_ks(K, gallery_size):
@@ -36,7 +55,7 @@ def _checked_ks(K, gallery_size):
 
 
 def _scaled(embeddings):
-    """The embeddings times a power of two, exactly, so that their squares neither overflow nor vanish."""
+    """The embeddings times a power of two (which rounds nothing), so that their squares don't overflow or vanish."""
     largest = embeddings.abs().max().item()
     if not math.isfinite(largest):
         bad = (~torch.isfinite(embeddings)).any(1).nonzero().flatten()
@@ -47,7 +66,9 @@ def _scaled(embeddings):
 
 
 class _Gallery:
-    """All embeddings, in the order of their labels, with distances that come with a bound of their error.
+    """All embeddings in the order of their labels, and lower and upper bounds of their squared distances.
+
+    Bounds, because distances come from matrix products, which are fast and round; `exact` is slow and does not.
 
     Args:
         embeddings: N x d, as `_scaled` gives them. labels: N.
@@ -57,15 +78,16 @@ class _Gallery:
         order = labels.argsort()
         self.labels = labels[order]
         self.exact_rows = embeddings[order]
-        # Distances don't change with the origin; amid the embeddings, products keep most digits. One of them it is and
-        # not their mean, which a single one that lies far out would draw away.
+        # Move the origin amid the embeddings: distances stay the same, and products keep most digits. The new origin is
+        # the embedding nearest to the mean; the mean itself could lie far from all because of a single far embedding.
         offset = self.exact_rows - embeddings.mean(0, keepdim=True)
         centre = self.exact_rows[offset.pow_(2).sum(1).argmin()]
         self.rows = torch.sub(self.exact_rows, centre, out=offset)
         squares = self.rows.pow(2).sum(1)
-        # Each of the three sums of d products in a squared distance is off by at most d u times the lengths (u: half a
-        # unit in the last place); 16 u more are for the shift, the additions and the lengths themselves. In all that is
-        # (d + 16) u (|q| + |g|)^2 or less, and so the sum of what each of the two brings along:
+        # A squared distance |q|^2 + |g|^2 - 2 q . g has three sums of d products, each of which is off by at most d u
+        # times the lengths (u: half a unit in the last place). 16 u more are for the new origin, the additions and the
+        # lengths themselves. In all that is at most (d + 16) u (|q| + |g|)^2 <= 2 (d + 16) u (|q|^2 + |g|^2), a sum of
+        # one part for each of the two. `eps` is 2 u.
         self.margin = squares * ((embeddings.shape[1] + 16) * torch.finfo(embeddings.dtype).eps)
         self.squares = squares + self.margin
 
@@ -73,14 +95,14 @@ class _Gallery:
         return len(self.rows)
 
     def upper_bounds(self, queries, columns, out=None):
-        """Of the squared distances of `queries` (a slice or indices) to `columns` (a slice)."""
+        """Upper bounds of the squared distances of `queries` (a slice or indices) to `columns` (a slice)."""
         rows, others = self.rows[queries], self.rows[columns]
         distance = torch.addmm(self.squares[columns].unsqueeze(0), rows, others.t(), alpha=-2,
                                **({} if out is None else {"out": out}))
         return distance.add_(self.squares[queries].unsqueeze(1))
 
     def lower_bounds_(self, upper_bounds, queries, columns):
-        """Turn upper bounds into lower ones, in place."""
+        """Turn upper bounds into lower bounds, in place."""
         upper_bounds.sub_(self.margin[columns].unsqueeze(0), alpha=2)
         return upper_bounds.sub_(self.margin[queries].unsqueeze(1), alpha=2)
 
@@ -89,9 +111,9 @@ class _Gallery:
         return self.labels[queries].unsqueeze(1) == self.labels[columns].unsqueeze(0)
 
     def exact(self, queries, others):
-        """Squared distances of pairs, in float64, by differences: equal rows are equally far from everything.
+        """Squared distances of pairs, from differences in float64. Equal rows are exactly as far from any other.
 
-        On the CPU, since not every accelerator has float64; there are few of them.
+        Computed on the CPU, since not every accelerator has float64, and the pairs are few.
         """
         parts = []
         step = max(1, EXACT_ENTRIES // self.rows.shape[1])
@@ -102,11 +124,11 @@ class _Gallery:
 
 
 def _nearest_positive(gallery, side):
-    """Bounds of the squared distance of each query to its nearest positive: lowest, highest; infinite without one."""
+    """Lower and upper bound of the squared distance of each query to its nearest positive; infinite without one."""
     n = len(gallery)
     lowest, highest = (torch.full_like(gallery.squares, math.inf) for _ in range(2))
-    # Sorted by label: the positives of a block of queries lie between the first of its first label and the last of
-    # its last one.
+    # The gallery is sorted by label: all positives of a block of queries are in the range from the first embedding of
+    # the block's first label to the last embedding of its last label.
     change = torch.ones(n, dtype=torch.bool, device=gallery.labels.device)
     change[1:] = gallery.labels[1:] != gallery.labels[:-1]
     class_of = (change.cumsum(0) - 1).cpu()
@@ -127,7 +149,7 @@ def _nearest_positive(gallery, side):
 
 
 def _count_closer(gallery, lowest, highest, side):
-    """How many negatives are for certain, and how many perhaps, at least as close as the nearest positive."""
+    """How many negatives are at least as close as each query's nearest positive: certainly, and possibly."""
     n = len(gallery)
     surely, perhaps = (torch.zeros(n, dtype=torch.int64, device=gallery.rows.device) for _ in range(2))
     space = torch.empty(2, side * side, dtype=gallery.rows.dtype, device=gallery.rows.device)
@@ -138,10 +160,10 @@ def _count_closer(gallery, lowest, highest, side):
             shape = rows.stop - rows.start, columns.stop - columns.start
             distance, closer = (part[:shape[0] * shape[1]].view(shape) for part in space)
             gallery.upper_bounds(rows, columns, out=distance)
-            if gallery.labels[rows.stop - 1] >= gallery.labels[left]:  # sorted: else no label is in both
-                distance.masked_fill_(gallery.same_label(rows, columns), math.nan)  # never closer than anything
+            if gallery.labels[rows.stop - 1] >= gallery.labels[left]:  # sorted, so otherwise no label is in both
+                distance.masked_fill_(gallery.same_label(rows, columns), math.nan)  # compares as False: not counted
             for compare, threshold, count in ((torch.lt, lowest, surely), (torch.le, highest, perhaps)):
-                # The outcome as numbers, not as bits: adding those up is ten times as fast.
+                # `closer` holds 0 and 1 as floating point numbers: adding them up is ten times as fast as booleans.
                 compare(distance, threshold[rows].unsqueeze(1), out=closer)
                 count[rows] += closer.sum(1).long()
                 if left > top:
@@ -153,15 +175,15 @@ def _count_closer(gallery, lowest, highest, side):
 
 
 def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
-    """Settle some queries in float64: negatives that are at least as close as the nearest positive.
+    """For some queries: how many negatives are at least as close as the nearest positive, counted in float64.
 
     Args:
-        queries: indices. lowest, highest, closer: of those queries, the bounds of their nearest positives and the
-            number of negatives that are closer for certain.
-        enough: a count that need not be exceeded.
+        queries: their indices. lowest, highest, closer: for each of them, the bounds of its nearest positive and the
+            number of negatives that are certainly closer.
+        enough: a query is not counted any further once it has this many.
 
     Returns:
-        counts, exact below `enough`.
+        the counts; those below `enough` are exact.
     """
     n = len(gallery)
     nearest = torch.full((len(queries),), math.inf, dtype=torch.float64)
@@ -176,7 +198,7 @@ def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
         other = column + left
         row, other = row[other != queries[row]], other[other != queries[row]]
         distance, row = gallery.exact(queries[row], other), row.cpu()
-        # Written in falling order, so that the smallest of each query stays.
+        # A query may have several: the smallest is written last, so that it stays.
         order = distance.argsort(descending=True)
         smallest = torch.full_like(nearest, math.inf)
         for query, value in zip(row[order].tolist(), distance[order].tolist()):
@@ -203,22 +225,19 @@ def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
 @torch.no_grad()
 @full_precision
 def recall(embeddings, labels, K=(1,), block_size=None):
-    """Recall@K: the share of queries with at least one same-label item among their K nearest others (Euclidean).
+    """Recall@K: the fraction of queries with at least one same-label item among their K nearest others (Euclidean).
 
     Every embedding is a query, and all others are its gallery; the query itself is excluded by index, so duplicate
-    images do no harm. Nothing is sorted: a query's rank is the number of negatives that are at least as close as
-    its nearest positive, and it is a hit at K when fewer than K are.
-
-    The figures are those of float64, whatever the precision of the embeddings: distances come out of matrix products
-    together with a bound of their rounding error, and where that leaves a query undecided at one of the K, the pairs
-    within the bound are compared in float64. On an accelerator the products must not be rounded to TF32.
+    images do no harm. The numbers are those of `recall_by_definition`, in float64, whatever the precision of the
+    embeddings; the top of this file says how. On an accelerator matrix products must not be rounded to TF32, or the
+    bounds of the rounding do not hold.
 
     Args:
         embeddings: N x d, floating point; half and bfloat16 are taken as float32.
         labels: N integers on the same device.
-        K: list of integers, each in 1 .. N - 1. More of them cost nothing.
-        block_size: side of a block of distances. Default: what fits the device. Never an N x N matrix: beside two
-            copies of the embeddings the work needs about 8 bytes for each entry of a block.
+        K: list of integers, each in 1 .. N - 1. A long list costs no more than a short one.
+        block_size: side of a block of distances. Default: what suits the device. Memory: two copies of the embeddings
+            and about 8 bytes for each entry of a block, never an N x N matrix.
 
     Returns:
         list of floats, one fraction a K, in the order of K.
@@ -245,7 +264,7 @@ def recall(embeddings, labels, K=(1,), block_size=None):
     side = min(block_size, n)
 
     gallery = _Gallery(_scaled(embeddings), labels)
-    # Without a positive both are infinite: all negatives are closer, n - 1 of them, a miss at every K allowed.
+    # A query without a positive has infinite bounds: all n - 1 others are closer, which is a miss at every K allowed.
     lowest, highest = _nearest_positive(gallery, side)
     surely_closer, perhaps_closer = _count_closer(gallery, lowest, highest, side)
 

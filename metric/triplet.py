@@ -1,15 +1,16 @@
 """Triplet and contrastive losses over sampled triplets.
 
-All distances of a batch come out of one N x N matrix, from which the triplets' entries are picked, so that the memory
-does not grow with the number of triplets times d.
+The distances of all triplets are picked out of one N x N matrix: gathering the embeddings of T triplets would take
+T x d of memory, and `AllPairs` gives up to N^3 triplets.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metric.pairsampler import AllPairs
 from metric.contracts import check_embeddings, check_same_device, full_precision
+from metric.distances import cdist
+from metric.pairsampler import AllPairs
 
 __all__ = ["triplet_loss", "contrastive_loss", "L1Triplet", "L2Triplet", "ContrastiveLoss"]
 
@@ -31,31 +32,31 @@ def _check_triplets(embeddings, anchor_idx, pos_idx, neg_idx):
 
 def _triplet_distances(embeddings, anchor_idx, pos_idx, neg_idx, p):
     """|a - p + 1e-6| and |a - n + 1e-6| of every triplet."""
-    # Differences, not the product form: a triplet's loss is a small difference of two distances.
-    distance = torch.cdist(embeddings + DIFFERENCE_OFFSET, embeddings, p=p,
-                           compute_mode="donot_use_mm_for_euclid_dist").flatten()
+    distance = cdist(embeddings + DIFFERENCE_OFFSET, embeddings, p).flatten()
     row = anchor_idx * len(embeddings)
-    # index_select and not indexing: its gradient adds up in a fixed order on the CPU.
+    # index_select and not indexing: on a CPU its gradient is summed in a fixed order, so that runs can be repeated.
     return distance.index_select(0, row + pos_idx), distance.index_select(0, row + neg_idx)
 
 
 def _no_triplets(embeddings):
-    # A sum over no rows: zero, with a zero gradient, whatever the embeddings hold.
+    # The sum over no rows is 0 and its gradient is 0, even where an embedding is infinite or NaN.
     return embeddings[:0].sum()
 
 
 @full_precision
 def triplet_loss(embeddings, anchor_idx, pos_idx, neg_idx, margin=0.2, p=2):
-    """Mean over the triplets of max(0, |a - p + 1e-6|_p - |a - n + 1e-6|_p + margin).
+    """The triplet loss (FaceNet, Schroff et al., CVPR 2015, here with distances in place of their squares).
 
-    Distances are not squared, and triplets without loss count in the mean (FaceNet, Schroff et al., CVPR 2015, with the
-    distance in place of its square).
+        loss = mean over the triplets of max(0, |a - p + 1e-6| - |a - n + 1e-6| + margin)
+
+    a, p, n are the embeddings of anchor, positive and negative, and |x| is the p-norm. Triplets whose loss is 0 count
+    in the mean.
 
     Args:
         embeddings: N x d, floating point; half and bfloat16 are computed in float32.
         anchor_idx, pos_idx, neg_idx: T indices into the rows each, int64, as a sampler gives them.
         margin: how much farther than the positive the negative should be.
-        p: the norm, 1 or 2.
+        p: which norm, 1 or 2.
 
     Returns:
         scalar. No triplets: 0, with a gradient of 0.
@@ -70,16 +71,17 @@ def triplet_loss(embeddings, anchor_idx, pos_idx, neg_idx, margin=0.2, p=2):
         raise ValueError("p must be 1 or 2, got {!r}".format(p))
     if len(anchor_idx) == 0:
         return _no_triplets(embeddings)
-    to_positive, to_negative = _triplet_distances(embeddings, anchor_idx, pos_idx, neg_idx, float(p))
+    to_positive, to_negative = _triplet_distances(embeddings, anchor_idx, pos_idx, neg_idx, p)
     return F.relu(to_positive - to_negative + margin).mean()
 
 
 @full_precision
 def contrastive_loss(embeddings, anchor_idx, pos_idx, neg_idx, margin=0.2):
-    """Mean, over the 2 T pairs of T triplets, of |a - p + 1e-6|^2 and of max(0, margin - |a - n + 1e-6|)^2.
+    """The contrastive loss (Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006).
 
-    Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006, over sampled pairs. A pair
-    counts as often as a triplet holds it.
+        loss = mean over the 2 T pairs of T triplets of |a - p + 1e-6|^2 and max(0, margin - |a - n + 1e-6|)^2
+
+    |x| is the Euclidean norm. A pair counts as often as it is in a triplet.
 
     Args, corner cases and errors: as in `triplet_loss`; negatives are pushed until they are `margin` apart.
 
@@ -89,7 +91,7 @@ def contrastive_loss(embeddings, anchor_idx, pos_idx, neg_idx, margin=0.2):
     _check_triplets(embeddings, anchor_idx, pos_idx, neg_idx)
     if len(anchor_idx) == 0:
         return _no_triplets(embeddings)
-    to_positive, to_negative = _triplet_distances(embeddings, anchor_idx, pos_idx, neg_idx, 2.0)
+    to_positive, to_negative = _triplet_distances(embeddings, anchor_idx, pos_idx, neg_idx, 2)
     return torch.cat([to_positive.pow(2), F.relu(margin - to_negative).pow(2)]).mean()
 
 
