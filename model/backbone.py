@@ -1,19 +1,19 @@
-"""Backbones: torchvision's ResNets up to and including the global average pool, on pictures as they come.
+"""Backbones: torchvision's ResNets up to and including the global average pool.
 
-A backbone owns its normalisation. It takes uint8 pictures (0..255) or float pictures (0..1), so that a teacher and a
-student can share one batch and each see it normalised its own way. The names of its parameters are torchvision's own,
-without the classifier.
+A backbone owns its normalisation. It takes uint8 pictures (0..255) or float pictures (0..1), so a teacher and a student
+can share one batch and each normalise it its own way. The names of its parameters are torchvision's own, without the
+classifier.
+
+One more ResNet is one class with ``architecture``, ``blocks`` and ``output_size``, and one row in ``BACKBONES``.
 """
 import torch
 import torch.nn as nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.compat import import_torchvision
-from model.weights import WeightsError, imagenet_weights, read_weights
+from model.weights import WeightsError, read_weights, weights_file
 
-__all__ = ["ResNet18", "ResNet50", "BACKBONES", "build_backbone"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = ["ResNet", "ResNet18", "ResNet50", "BACKBONES", "build_backbone", "recognise", "pretrained_file"]
 
 
 class ResNet(nn.Module):
@@ -26,31 +26,41 @@ class ResNet(nn.Module):
             BatchNorm is 0 (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
 
     Attributes:
+        architecture: torchvision's name of the network; None if torchvision does not have it.
+        blocks: number of residual blocks in each stage.
         output_size: width of the pooled features, C.
+        stages: names of the stages, in order.
+        mean, std: of each channel of the pictures (0..1) that the weights were trained on.
 
     Raises:
-        WeightsError: the weights can't be had or don't fit.
+        WeightsError: the weights can't be fetched, can't be read or don't fit.
     """
 
     architecture = None
+    blocks = None
     output_size = None
+    stages = ("layer1", "layer2", "layer3", "layer4")
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
 
     def __init__(self, pretrained=True, zero_init_residual=False):
         super().__init__()
-        constructor = getattr(import_torchvision().models, self.architecture)
-        # Without any weights argument torchvision of every version starts from random weights.
-        layers = constructor(zero_init_residual=zero_init_residual)
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"):
+        path = weights_file(self.architecture, pretrained)
+        layers = self.layers(zero_init_residual)
+        for name in ("conv1", "bn1", "relu", "maxpool") + self.stages + ("avgpool",):
             setattr(self, name, getattr(layers, name))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        if pretrained is True or pretrained == "imagenet":
-            self.load_torchvision(imagenet_weights(self.architecture))
-        elif pretrained not in (False, None, "none"):
-            self.load_torchvision(pretrained)
+        self.register_buffer("channel_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("channel_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        if path is not None:
+            self._load(path)
 
-    def load_torchvision(self, path):
-        """Load a torchvision state dict from ``path``; a classifier in it (``fc.*``) is left out."""
+    def layers(self, zero_init_residual):
+        """Return an object with the layers as attributes of torchvision's names, their weights random."""
+        # Without any weights argument torchvision of every version starts from random weights.
+        return getattr(import_torchvision().models, self.architecture)(zero_init_residual=zero_init_residual)
+
+    def _load(self, path):
+        """Load a torchvision state dict; a classifier in it (``fc.*``) is left out."""
         weights = {name: value for name, value in read_weights(path).items() if not name.startswith("fc.")}
         try:
             self.load_state_dict(weights)
@@ -62,27 +72,62 @@ class ResNet(nn.Module):
                 "{} is not a torchvision state dict of {}: {} missing and {} unknown names, first {}".format(
                     path, type(self).__name__, len(missing), len(unknown), example)) from None
 
+    @classmethod
+    def recognises(cls, weights):
+        """Return whether a state dict, {name: tensor}, is one of this network: by its blocks and its width.
+
+        Names that are missing, or sizes that are wrong elsewhere, are told by ``load_state_dict``.
+        """
+        blocks = tuple(len({name.split(".")[1] for name in weights if name.startswith(stage + ".")})
+                       for stage in cls.stages)
+        widths = [len(value) for name, value in weights.items()  # of the BatchNorms in the last stage
+                  if name.startswith(cls.stages[-1] + ".") and name.endswith(".weight") and value.dim() == 1]
+        return blocks == cls.blocks and max(widths, default=0) == cls.output_size
+
     def normalize(self, images):
-        """Scale B x 3 x H x W pictures, uint8 in 0..255 or float in 0..1, to the backbone's own range."""
+        """Return B x 3 x H x W pictures, uint8 in 0..255 or float in 0..1, less ``mean``, divided by ``std``."""
         if not images.is_floating_point():
-            images = images.to(self.mean.dtype) / 255
-        return (images - self.mean) / self.std
+            images = images.to(self.channel_mean.dtype) / 255
+        return (images - self.channel_mean) / self.channel_std
 
     def forward(self, images, get_stages=False):
-        """Return the pooled features, B x C; with ``get_stages`` the four stages' maps before them."""
+        """Return the pooled features, B x C.
+
+        Args:
+            images: B x 3 x H x W, uint8 in 0..255 or float in 0..1.
+            get_stages: return (stage1, stage2, stage3, stage4, pooled) instead; a stage's map is B x C' x H' x W'.
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(images)))))
-        stage1 = self.layer1(x)
-        stage2 = self.layer2(stage1)
-        stage3 = self.layer3(stage2)
-        stage4 = self.layer4(stage3)
-        pooled = self.avgpool(stage4).flatten(1)
-        return (stage1, stage2, stage3, stage4, pooled) if get_stages else pooled
+        maps = []
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+            maps.append(x)
+        pooled = self.avgpool(x).flatten(1)
+        return (*maps, pooled) if get_stages else pooled
+
+    def fold(self):
+        """Fold each BatchNorm into the convolution before it, in place; from then on for evaluation only."""
+        self.eval()
+        _fold(self, "conv1", "bn1")
+        for stage in self.stages:
+            for block in getattr(self, stage):
+                for number in ("1", "2", "3"):
+                    if hasattr(block, "conv" + number):
+                        _fold(block, "conv" + number, "bn" + number)
+                if block.downsample is not None:
+                    _fold(block.downsample, "0", "1")
+
+
+def _fold(module, convolution, norm):
+    setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
 
 
 class ResNet18(ResNet):
     """ResNet18: 512 features."""
 
     architecture = "resnet18"
+    blocks = (2, 2, 2, 2)
     output_size = 512
 
 
@@ -90,6 +135,7 @@ class ResNet50(ResNet):
     """ResNet50: 2048 features."""
 
     architecture = "resnet50"
+    blocks = (3, 4, 6, 3)
     output_size = 2048
 
 
@@ -97,5 +143,23 @@ BACKBONES = {"resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def build_backbone(name, pretrained="none", **options):
-    """Return the backbone called ``name`` on the command line (see ``BACKBONES``)."""
+    """Return the backbone called ``name`` in ``BACKBONES``; the other arguments are those of its constructor."""
     return BACKBONES[name](pretrained=pretrained, **options)
+
+
+def recognise(weights):
+    """Return the name in ``BACKBONES`` of the backbone that a state dict, {name: tensor}, is of; None if of none."""
+    return next((name for name, backbone in BACKBONES.items() if backbone.recognises(weights)), None)
+
+
+def pretrained_file(base, pretrained):
+    """Return the path of the weights that the backbone ``base`` starts from, or None for random weights.
+
+    Args:
+        base: a name in ``BACKBONES``.
+        pretrained: "imagenet" or True (fetched if need be), "none" or False, or the path of a file.
+
+    Raises:
+        WeightsError: ImageNet weights can't be fetched, or there is no such file.
+    """
+    return weights_file(BACKBONES[base].architecture, pretrained)

@@ -12,12 +12,13 @@ import pickle
 import re
 import sys
 import types
+import warnings
 
 import torch
 
 __all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors",
            "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "compile_network",
-           "keep_freed_memory", "TORCH_VERSION"]
+           "keep_freed_memory", "accelerator_rng_state", "set_accelerator_rng_state", "TORCH_VERSION"]
 
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
@@ -51,14 +52,15 @@ def import_torchvision():
 
 
 def imagenet_weights_url(architecture):
-    """Return the address of torchvision's IMAGENET1K_V1 weights for ``architecture`` ("resnet18", "resnet50")."""
+    """Return the address of torchvision's IMAGENET1K_V1 weights for ``architecture``, such as "resnet18"."""
     models = import_torchvision().models
     if hasattr(models, "get_model_weights"):
         return models.get_model_weights(architecture).IMAGENET1K_V1.url
-    if hasattr(models, "ResNet18_Weights"):  # torchvision 0.13: enumerations, but no look-up by name
-        enumeration = {"resnet18": "ResNet18_Weights", "resnet50": "ResNet50_Weights"}[architecture]
-        return getattr(models, enumeration).IMAGENET1K_V1.url
-    return models.resnet.model_urls[architecture]
+    for name, weights in vars(models).items():  # torchvision 0.13: enumerations, but no function that finds them
+        if name.lower() == architecture + "_weights":
+            return weights.IMAGENET1K_V1.url
+    module = sys.modules[getattr(models, architecture).__module__]
+    return module.model_urls[architecture]
 
 
 def cached_weights_path(url):
@@ -80,12 +82,18 @@ def load_tensors(path):
 
 
 def require_float32_products():
-    """See that products of float32 matrices are computed in float32: torch before 1.12 takes TF32 on newer cards.
+    """Let CUDA devices compute float32 products and convolutions in float32, not in TF32 (10 bits of mantissa).
 
-    Distances are small differences of large products, and three decimal digits leave little of them.
+    Newer cards take TF32 for convolutions by default, and torch before 1.12 for matrix products too. Distances are
+    small differences of large products, so three decimal digits are too few, and a measured recall must not depend on
+    the card.
     """
-    if TORCH_VERSION < (1, 12):
+    with warnings.catch_warnings():
+        # torch 2.9 brought other switches (fp32_precision) and warns of these. But a mix of both is an error where
+        # torch's compiler reads these, and setting these sets the others as well.
+        warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def autocast(device_type, dtype):
@@ -124,14 +132,31 @@ def compile_network(network):
 def keep_freed_memory():
     """Tell glibc to keep freed memory for the next allocation instead of giving it back to the kernel.
 
-    A training step on the CPU frees and takes the same gigabytes again and again, and each page that the kernel hands
-    out anew is cleared first: a third of the time of a ResNet50's forward pass. The peak stays the same.
+    A training step on the CPU frees and allocates the same gigabytes over and over, and the kernel clears each page
+    before it hands it out: a third of the time of a ResNet50's forward pass. The peak of memory stays the same.
     """
     trim_threshold, mmap_threshold, largest = -1, -3, 2 ** 31 - 1
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, largest)
         library.mallopt(trim_threshold, largest)
+
+
+def accelerator_rng_state(device):
+    """Return the state of a CUDA or mps device's random generator; None for a CPU, and for mps before torch 2.0."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    if device.type == "mps" and hasattr(torch, "mps"):
+        return torch.mps.get_rng_state()
+    return None
+
+
+def set_accelerator_rng_state(state, device):
+    """Put a device's random generator into a state of ``accelerator_rng_state``; of another kind of device: no-op."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps" and hasattr(torch, "mps"):
+        torch.mps.set_rng_state(state)
 
 
 class _TensorUnpickler(pickle.Unpickler):

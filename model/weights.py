@@ -11,8 +11,7 @@ import torch
 
 from model.compat import cached_weights_path, imagenet_weights_url, load_tensors
 
-__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "imagenet_source", "imagenet_missing",
-           "imagenet_weights"]
+__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "weights_file"]
 
 CONNECT_SECONDS = 20
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
@@ -30,12 +29,7 @@ def read_tensors(path):
         WeightsError: no such file, damaged, or with something else in it, such as tensors that are no plain arrays of
             numbers; or it would take more memory than the file is long.
     """
-    if os.path.isdir(path):
-        raise WeightsError("{} is a folder; give the .pth file in it".format(path))
-    if not os.path.exists(path):
-        raise WeightsError("{}: no such file".format(path))
-    if not os.path.isfile(path):
-        raise WeightsError("{} is no regular file".format(path))
+    _check_file(path)
     size = os.path.getsize(path)
     if _is_inflated(path, size):
         raise WeightsError("{} is refused: unpacked, it is longer than the file, and PyTorch compresses nothing".format(
@@ -47,6 +41,15 @@ def read_tensors(path):
             raise WeightsError("{} is refused: it holds a tensor that is no plain array of numbers{} ({})".format(
                 path, ", " + name if name else "", fault))
     return tensors
+
+
+def _check_file(path):
+    if os.path.isdir(path):
+        raise WeightsError("{} is a folder; give the .pth file in it".format(path))
+    if not os.path.exists(path):
+        raise WeightsError("{}: no such file".format(path))
+    if not os.path.isfile(path):
+        raise WeightsError("{} is no regular file".format(path))
 
 
 def _load(path):
@@ -75,7 +78,7 @@ def _is_inflated(path, size):
 
 
 def _named_tensors(content):
-    """Yield (name or None, tensor) of all tensors in nested containers, which may be knotted; each container once."""
+    """Yield (name or None, tensor) of all tensors in nested containers; one that holds itself is looked at once."""
     seen, waiting = set(), [(None, content)]
     while waiting:
         name, value = waiting.pop()
@@ -103,10 +106,10 @@ def read_weights(path):
 
     Raises:
         WeightsError: no such file, not a state dict, damaged, or with values that are not finite, or with whole numbers
-            where a network has others.
+            instead of weights.
     """
     weights = read_tensors(path)
-    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "training" in weights:
+    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "progress" in weights:
         raise WeightsError("{} is the state of a run, for --resume; the weights are in best.pth and last.pth beside it"
                            .format(path))
     if not isinstance(weights, dict) or not weights or not all(
@@ -131,39 +134,44 @@ def check_finite(path, weights):
             raise WeightsError("{} holds values that are not finite, first in {}".format(path, name))
 
 
-def imagenet_source(architecture):
-    """Return (address, path in torch.hub's cache, first digits of the SHA-256) of torchvision's ImageNet weights."""
-    url = imagenet_weights_url(architecture)
-    path = cached_weights_path(url)
-    return url, path, path.rsplit("-", 1)[-1].split(".")[0]  # torchvision's names end in the first 8 digits
+def weights_file(architecture, pretrained):
+    """Return the path of the weights that a backbone starts from, or None for random weights.
 
-
-def imagenet_missing(architecture, reason):
-    """Return the WeightsError that says where to put ImageNet weights that can't be fetched for ``reason``."""
-    url, path, _ = imagenet_source(architecture)
-    return WeightsError(
-        "ImageNet weights of {} are not on this machine and can't be fetched ({}): put {} at {}, or give "
-        "--pretrained FILE, or start from random weights with --pretrained none".format(
-            architecture, reason, url, path))
-
-
-def imagenet_weights(architecture):
-    """Return the path of torchvision's IMAGENET1K_V1 weights, fetched if they are not in torch.hub's cache.
+    Args:
+        architecture: torchvision's name of the backbone, or None if torchvision does not have it.
+        pretrained: "imagenet" or True for torchvision's IMAGENET1K_V1 weights, fetched if they are not in torch.hub's
+            cache; "none", None or False for random weights; or the path of a file.
 
     Raises:
-        WeightsError: they are not there and can't be fetched.
+        WeightsError: the ImageNet weights can't be fetched, or there is no such file.
     """
-    url, path, digest = imagenet_source(architecture)
+    if pretrained in (None, False, "none"):
+        return None
+    if pretrained is True or pretrained == "imagenet":
+        return _imagenet_file(architecture)
+    _check_file(pretrained)
+    return pretrained
+
+
+def _imagenet_file(architecture):
+    if architecture is None:
+        raise WeightsError("there are no ImageNet weights of this backbone; give --pretrained FILE or none")
+    url = imagenet_weights_url(architecture)
+    path = cached_weights_path(url)
     if os.path.isfile(path):
         return path
+    digest = path.rsplit("-", 1)[-1].split(".")[0]  # torchvision's names end in the first 8 digits of the SHA-256
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(CONNECT_SECONDS)  # a machine behind a firewall would wait for minutes
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        print("Fetching ImageNet weights: {}".format(url))
+        print("Fetching ImageNet weights: {}".format(url), flush=True)
         torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, http.client.HTTPException, ValueError, EOFError) as error:
-        raise imagenet_missing(architecture, error) from None
+        raise WeightsError(
+            "ImageNet weights of {} are not on this machine and can't be fetched ({}): put {} at {}, or give "
+            "--pretrained FILE, or start from random weights with --pretrained none".format(
+                architecture, " ".join(str(error).split()), url, path)) from None
     finally:
         socket.setdefaulttimeout(patience)
     return path
