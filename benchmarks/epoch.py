@@ -9,11 +9,11 @@ from common import main, parser
 
 import textbook
 from dataset import EvaluationLoader, ImageSet, TrainLoader, default_workers, load_splits, open_pictures, resized_size
-from engine.device import place, prepare_device
+from engine.device import place, resolve_device
 from engine.evaluation import evaluate_splits
-from engine.loop import make_optimizer, train_epoch
-from engine.state import Progress, Training
+from engine.loop import train_epoch
 from engine.precision import resolve_precision
+from engine.training import Progress, Training, make_optimizer
 from metric.batchsampler import NPairs
 from metric.loss import RKdAngle, RkdDistance
 from model import LinearEmbedding, build_backbone, fused
@@ -53,7 +53,7 @@ def textbook_epoch(args, device):
 
 
 def our_epoch(args, device, precision_name):
-    prepare_device(device)
+    resolve_device(str(device))
     precision, _ = resolve_precision(precision_name, device)
     train, measured = splits(args)
     side, pin, workers = resized_size(224), device.type != "cpu", default_workers()

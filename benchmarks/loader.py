@@ -3,13 +3,12 @@ import os
 import tempfile
 
 import numpy as np
-import torch
 from PIL import Image
 
 from common import main, parser
 
 import textbook
-from engine.device import prepare_device
+from engine.device import resolve_device
 from dataset import ImageSet, TrainLoader, open_pictures, resized_size
 from metric.batchsampler import NPairs
 
@@ -38,7 +37,7 @@ def read_all(batches):
 
 
 def ours(samples, cache):
-    prepare_device(torch.device("cpu"))
+    resolve_device("cpu")
     images = ImageSet(samples, {str(label): label for label in range(COUNT // 8)})
     pictures = open_pictures([path for path, _ in samples], resized_size(224), cache, FOLDER)
     loader = TrainLoader(images, NPairs(images, BATCH, 4, COUNT // BATCH, seed=0), 224, pictures=pictures)

@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from dataset import usable_cores  # noqa: E402
 from engine import ranks  # noqa: E402
-from engine.device import place, prepare_device, resolve_device  # noqa: E402
+from engine.device import place, resolve_device, use_threads  # noqa: E402
 from metric.loss import RkdDistance, RKdAngle  # noqa: E402
 from model import LinearEmbedding, build_backbone, fused  # noqa: E402
 
@@ -43,7 +43,7 @@ def build_parser():
 def measure(args):
     """As a rank: print pictures/s with and without exchange as one line of JSON."""
     device, _ = resolve_device(args.device)
-    prepare_device(device)
+    use_threads(None)
     ranks.use_device(device)
     torch.manual_seed(0)
     student = place(LinearEmbedding(build_backbone("resnet18"), 512, 64, False), device)
@@ -51,7 +51,7 @@ def measure(args):
     model = ranks.parallel(student, device)
     optimizer = torch.optim.Adam(student.parameters())
     distance, angle = RkdDistance(), RKdAngle()
-    start, stop = ranks.share(args.batch)
+    start, stop = ranks.span(args.batch)
     images = torch.randint(0, 256, (stop - start, 3, args.image_size, args.image_size), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last).to(device)
     whole = torch.randn(args.batch, 512, device=device)
@@ -62,11 +62,11 @@ def measure(args):
         embeddings = (model if exchange else student)(images)
         if exchange:
             embeddings, target = ranks.gathered(embeddings, args.batch), ranks.gathered(target, args.batch)
-            turned = ranks.summed(angle(embeddings, target, ranks.share(args.batch)))
+            turned = ranks.summed(angle(embeddings, target, ranks.span(args.batch)))
         else:  # as much work on the losses, on numbers that are not the others'
             embeddings = torch.cat([embeddings, whole[stop - start:, :64]])
             target = torch.cat([target, whole[stop - start:]])
-            turned = angle(embeddings, target, ranks.share(args.batch))
+            turned = angle(embeddings, target, ranks.span(args.batch))
         optimizer.zero_grad(set_to_none=True)
         (distance(embeddings, target) + 2 * turned).backward()
         optimizer.step()

@@ -4,7 +4,7 @@ import torch
 from common import main, parser
 
 import textbook
-from engine.device import compiled, place, prepare_device
+from engine.device import compiled, place, resolve_device
 from engine.precision import Precision, resolve_precision
 from metric.loss import RKdAngle, RkdDistance
 from model import LinearEmbedding, build_backbone, fused
@@ -60,7 +60,7 @@ def textbook_jobs(args, device):
 
 
 def our_jobs(args, device, precision, compile_networks):
-    prepare_device(device)
+    resolve_device(str(device))
     images = torch.randint(0, 256, (args.batch, 224, 224, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
 
     def maybe_compiled(model):

@@ -4,19 +4,26 @@ import torch.nn as nn
 
 from engine import ranks
 
-__all__ = ["synchronised"]
-
 
 def synchronised(network, device):
-    """Return ``network`` with every BatchNorm2d taking its mean and variance over the batches of all ranks."""
+    """Return ``network`` with every BatchNorm2d taking its mean and variance over the batches of all ranks.
+
+    It keeps its parameters and their names; the layers are replaced in place.
+    """
     if ranks.count() == 1:
         return network
-    if device.type == "cuda":
-        return ranks.synchronised_by_library(network)
-    for module in list(network.modules()):
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _SynchronisedBatchNorm
-    return network
+    return ranks.synchronised_by_library(network) if device.type == "cuda" else _converted(network)
+
+
+def _converted(module):
+    if type(module) is nn.BatchNorm2d:
+        layer = _SynchronisedBatchNorm(module.num_features, module.eps, module.momentum)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(layer, name, getattr(module, name))
+        return layer.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child))
+    return module
 
 
 class _SynchronisedBatchNorm(nn.BatchNorm2d):

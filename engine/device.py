@@ -1,82 +1,61 @@
-"""Where the networks run, and every random source."""
+"""Where the networks run, with how many threads, and every random source."""
+import os
 import random
+import time
 
 import numpy as np
 import torch
 
 from dataset import usable_cores
 from engine import ranks
-from engine.errors import UsageError
+from engine.errors import UsageError, first_line
+from metric.utils import pdist
 from model.compat import compile_network, keep_freed_memory, require_float32_products
 
-__all__ = ["resolve_device", "prepare_device", "place", "compiled", "seed_everything"]
+SECONDS_TO_WATCH = 0.1  # how busy the cores are
 
 
 def resolve_device(name):
-    """Return (torch.device, why) for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    """Return (torch.device, why) for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, made ready.
 
-    ``auto`` takes the first accelerator that can add two numbers, else the CPU. From then on products of float32 are
-    computed in float32.
+    ``auto`` takes the first accelerator that can train, else the CPU. From then on float32 products and convolutions
+    are computed in float32, not in TF32.
 
     Raises:
         UsageError: no such device, or it doesn't work.
     """
     require_float32_products()
-    if name != "auto":
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
-        device = _of_this_rank(device)
-        reason = _failure(device)
-        if reason:
-            raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
-        return device, "as asked"
+    device, why = _chosen(name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # pictures are all of one size
+    return device, why
+
+
+def _chosen(name):
     reasons = []
-    for candidate in ("cuda", "mps"):
+    for candidate in (("cuda", "mps") if name == "auto" else (name,)):
         reason = "none"
-        if _is_present(candidate):
-            device = _of_this_rank(torch.device(candidate))
+        if name != "auto" or _is_present(candidate):
+            try:
+                device = _of_this_rank(torch.device(candidate))
+            except RuntimeError:
+                raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
             reason = _failure(device)
         if reason is None:
-            return device, "the first accelerator that works"
+            return device, "the first accelerator that works" if name == "auto" else "as asked"
+        if name != "auto":
+            raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
         reasons.append("{}: {}".format(candidate, reason))
     return torch.device("cpu"), "no accelerator that works; " + ", ".join(reasons)
 
 
-def prepare_device(device):
-    """Set what makes the device fast and changes no figure beyond rounding."""
-    if device.type == "cpu":
-        keep_freed_memory()
-        if ranks.count() > 1:
-            torch.set_num_threads(max(1, usable_cores() // ranks.local()[1]))
-    elif device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # pictures are all of one size
-
-
-def place(network, device):
-    """Return ``network`` on ``device``, its convolutions in the memory format in which the pictures come."""
-    return network.to(device, memory_format=torch.channels_last)
-
-
-def compiled(network):
-    """Let torch.compile make the forward pass of ``network``, in place.
-
-    Raises:
-        UsageError: there is no compiler, or it doesn't work here.
-    """
-    try:
-        compile_network(network)
-    except Exception as error:  # the compiler's own, of many types
-        raise UsageError("--compile doesn't work here ({}); leave it out".format(
-            (str(error) or type(error).__name__).strip().splitlines()[0])) from None
-
-
-def seed_everything(seed):
-    """Seed Python, NumPy and torch (all its devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
-    torch.manual_seed(seed)
+def _is_present(kind):
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    backend = getattr(torch.backends, kind, None)
+    return backend is not None and backend.is_available()
 
 
 def _of_this_rank(device):
@@ -93,17 +72,72 @@ def _of_this_rank(device):
     return torch.device("cuda", number)
 
 
-def _is_present(kind):
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    backend = getattr(torch.backends, kind, None)
-    return backend is not None and backend.is_available()
-
-
 def _failure(device):
-    """Return None if the device can add two numbers, else the reason in one line."""
+    """Return None if the device can compute distances and their gradient (mps can't in most versions of torch), else
+    the reason in one line."""
     try:
-        torch.ones(1, device=device).add_(1).cpu()
+        points = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]], device=device, requires_grad=True)
+        pdist(points).sum().backward()
+        points.grad.cpu()
         return None
     except Exception as error:  # a driver's failure comes as RuntimeError, AssertionError, NotImplementedError ...
-        return (str(error) or type(error).__name__).strip().splitlines()[0]
+        return first_line(error)
+
+
+def use_threads(wanted):
+    """Let torch compute with ``wanted`` threads on the CPU; return what to print of it.
+
+    None: as many as torch takes by itself (all cores, or OMP_NUM_THREADS); ranks divide the cores of their machine.
+    """
+    if wanted is None and ranks.count() > 1:
+        wanted = max(1, usable_cores() // ranks.local()[1])
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    threads = torch.get_num_threads()
+    free = _free_cores() if threads > 1 and ranks.count() == 1 else None
+    if free is None or free > threads - 0.5:
+        return str(threads)
+    return ("{}; this machine is busy, {:.1f} of {} cores are free; --threads 1 may be several times faster: threads "
+            "that share a core wait for each other".format(threads, free, usable_cores()))
+
+
+def _free_cores():
+    """Return how many of the cores that this process may use are idle now, or None where Linux doesn't tell."""
+    def ticks():
+        """{core: (idle, all)} since the machine was started."""
+        with open("/proc/stat") as file:
+            rows = [line.split() for line in file if line[:3] == "cpu" and line[3].isdigit()]
+        return {int(row[0][3:]): (int(row[4]) + int(row[5]), sum(map(int, row[1:9]))) for row in rows}
+
+    try:
+        before = ticks()
+        time.sleep(SECONDS_TO_WATCH)
+        after = ticks()
+        return sum((after[core][0] - before[core][0]) / max(1, after[core][1] - before[core][1])
+                   for core in os.sched_getaffinity(0))
+    except (OSError, AttributeError, LookupError, ValueError):
+        return None
+
+
+def place(network, device):
+    """Return ``network`` on ``device``, its convolutions in the memory format in which the pictures come."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def compiled(network):
+    """Let torch.compile make the forward pass of ``network``, in place.
+
+    Raises:
+        UsageError: there is no compiler, or it doesn't work here.
+    """
+    try:
+        compile_network(network)
+    except Exception as error:  # the compiler's own, of many types
+        raise UsageError("--compile doesn't work here ({}); leave it out".format(first_line(error))) from None
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch (all its devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)

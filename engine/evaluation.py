@@ -5,13 +5,10 @@ import contextlib
 import torch
 from tqdm import tqdm
 
-from dataset import DatasetError
 from engine import ranks
 from engine.errors import TrainingError
 from engine.interruption import deferred_interruptions, stop_if_interrupted
 from metric.utils import recall
-
-__all__ = ["Measurement", "embed", "measure", "evaluate_splits", "relative_spread"]
 
 Measurement = collections.namedtuple("Measurement", "recalls spread")
 Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relative_spread``."""
@@ -21,13 +18,12 @@ COLLAPSED_SPREAD = 0.01
 
 
 def embed(network, loader, device, description="Embedding", precision=None):
-    """Return (embeddings N x d, labels N) of every picture in the set, on ``device``; the mode is put back.
+    """Return (embeddings N x d, labels N) of every picture in the set, on ``device``; the network's mode is put back.
 
-    Each rank embeds its share, and all of them get everything.
+    Each rank embeds its part, and all of them get everything.
 
     Args:
-        loader: an ``EvaluationLoader`` of this rank's share.
-        precision: a ``Precision``; None for float32.
+        loader: an ``EvaluationLoader`` of this rank's part. precision: a ``Precision``; None for float32.
 
     Raises:
         DatasetError: a picture can't be read. Stopped: a signal came.
@@ -35,19 +31,12 @@ def embed(network, loader, device, description="Embedding", precision=None):
     was_training = network.training
     network.eval()
     embeddings, labels, done = None, torch.empty(loader.count, dtype=torch.int64), 0
-    batches, failure = iter(loader), None
-    least = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
+    common = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
     # Written into place: a list of batches would hold all embeddings twice when it is put together.
     with tqdm(total=len(loader), desc=description, leave=False, disable=None) as bar:
-        for number in range(len(loader)):
-            try:
-                images, batch_labels = next(batches)
-            except DatasetError as error:
-                failure = error
-            if number < least:
-                stop_if_interrupted(failure)
-            if failure is not None:
-                break
+        for number, (images, batch_labels) in enumerate(loader):
+            if number < common:
+                stop_if_interrupted()
             with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
                 batch = network(images.to(device, non_blocking=True))
             if embeddings is None:
@@ -56,7 +45,7 @@ def embed(network, loader, device, description="Embedding", precision=None):
             labels[done:done + len(batch)] = batch_labels
             done += len(batch)
             bar.update()
-    stop_if_interrupted(failure)
+    stop_if_interrupted()
     network.train(was_training)
     return ranks.gathered(embeddings, loader.total), ranks.gathered(labels.to(device), loader.total)
 
@@ -90,9 +79,7 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
 
     Args:
-        loaders: {split name: loader}, in the order of printing.
-        ks: the Ks of Recall@K.
-        epoch: for the printed lines.
+        loaders: {split name: loader}, in the order of printing. ks: the Ks of Recall@K. epoch: for the lines.
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
     """
     measurements = {}
@@ -100,7 +87,7 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
         measurement = measurements[split] = measure(network, loader, ks, device, "Embedding {} set".format(split),
                                                      precision)
         for k, fraction in measurement.recalls.items():
-            print("[Epoch {}] Recall@{}: [{:.4f}]".format(epoch, k, 100 * fraction), flush=True)
+            print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
         if measurement.spread < COLLAPSED_SPREAD:
             print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
                   "a lower --lr, another --sample or --pretrained weights may help".format(split, measurement.spread),

@@ -1,32 +1,24 @@
 """Signals that end a run between two steps: Ctrl-C, a scheduler's SIGTERM, and SIGUSR1, its warning (SLURM --signal).
 
-Python drops an exception that a handler happens to raise inside a destructor, and those of a DataLoader wait for its
-worker processes; training would then go on. And an exception in the middle of a step leaves weights that belong to no
-moment of the run. So in the loops a signal only leaves a mark, which they look at between batches. A second SIGINT, or
-any of these signals outside the loops, ends the run at once.
+An exception that a handler raises can be lost: Python drops it inside a destructor, and a DataLoader's destructor waits
+for its processes. In the middle of a step it would leave weights that belong to no moment of the run. So inside the
+loops a handler only notes the signal, and the loops look at the notes between batches. A second SIGINT, or any of these
+signals outside the loops, ends the run at once.
 """
 import contextlib
 import signal
 import threading
 import time
 
-__all__ = ["Stopped", "ToldElsewhere", "handled_interruptions", "deferred_interruptions", "interrupted",
-           "default_interruptions", "stop_if_interrupted", "agree_with"]
-
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-_OF_PYTHON = {signal.SIGINT: signal.default_int_handler}
-
-# A launcher passes on the Ctrl-C that the terminal has sent to all; the two come together, and are one.
-# Handled when a step's call into C++ is over, they can lie further apart than they came.
+# torchrun forwards the terminal's Ctrl-C, which reaches this process anyway: two within 2 s count once. A handler runs
+# only when a step's call into C++ is over, so they can be handled further apart than they came.
 TOGETHER_SECONDS = 2
-# Beyond the numbers of signals: a failure of one process, which gives its place among them.
-FAILURE = 1000
 
-_loops = []
-_marks = []
+_loops = []  # one entry for each `deferred_interruptions` that is entered
+_noted = []  # numbers of the signals that have come
 _agreement = None
 _first_sigint = None
-_place = FAILURE
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,68 +26,59 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: of the signal.
-        between_steps: the loops were left between two steps: weights and counters belong together.
+        between_steps: whether the loops were left between two steps, where weights and counters belong together.
     """
 
     def __init__(self, number, between_steps):
         super().__init__(number)
         self.number = number
         self.between_steps = between_steps
-        self.advice = None  # how to go on, where somebody knows
+        self.advice = None  # how to go on, set by who knows
 
 
-class ToldElsewhere(Exception):
-    """Another process of this run has failed, and it is the one that says why.
-
-    Args:
-        between_steps: all of them have left the loops between two steps.
-    """
-
-    def __init__(self, between_steps=False):
-        super().__init__()
-        self.between_steps = between_steps
+def _default(number):
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 
 
 def _handle(number, frame):
     global _first_sigint
     if number == signal.SIGINT:
         now = time.monotonic()
-        if number not in _marks:
+        if number not in _noted:
             _first_sigint = now
         elif _agreement is not None and now - _first_sigint < TOGETHER_SECONDS:
             return
-    _marks.append(number)
-    if not _loops or _marks.count(signal.SIGINT) > 1:
+    _noted.append(number)
+    if not _loops or _noted.count(signal.SIGINT) > 1:
         raise Stopped(number, between_steps=False)
 
 
 @contextlib.contextmanager
-def handled_interruptions():
-    """Handle the signals as this module says; one that is ignored (a shell's background job) stays ignored."""
-    del _marks[:]
+def _replaced(found, handler, afterwards):
+    """Within the block ``handler`` handles the signals whose handler is ``found(number)``; ``afterwards(number)``
+    does after it."""
     ours = []
     if threading.current_thread() is threading.main_thread():
-        ours = [number for number in SIGNALS if signal.getsignal(number) is _OF_PYTHON.get(number, signal.SIG_DFL)]
+        ours = [number for number in SIGNALS if signal.getsignal(number) is found(number)]
     for number in ours:
-        signal.signal(number, _handle)
+        signal.signal(number, handler)
     try:
         yield
     finally:
         for number in ours:
-            signal.signal(number, _OF_PYTHON.get(number, signal.SIG_DFL))
+            signal.signal(number, afterwards(number))
 
 
-@contextlib.contextmanager
+def handled_interruptions():
+    """Within the block signals are handled as this module says; one that is ignored (in a shell's background job)
+    stays ignored."""
+    del _noted[:]
+    return _replaced(_default, _handle, _default)
+
+
 def default_interruptions():
-    """Within the block our signals do what the system lets them do: end the process, also in the middle of C++."""
-    ours = [number for number in SIGNALS if signal.getsignal(number) is _handle]
-    for number in ours:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, _handle)
+    """Within the block these signals end the process at once, also while it waits in C++, where no handler runs."""
+    return _replaced(lambda number: _handle, signal.SIG_DFL, lambda number: _handle)
 
 
 @contextlib.contextmanager
@@ -110,35 +93,22 @@ def deferred_interruptions():
 
 def interrupted():
     """Return the number of the first signal that has come, or None."""
-    return _marks[0] if _marks else None
+    return _noted[0] if _noted else None
 
 
-def stop_if_interrupted(failure=None):
-    """Raise ``Stopped`` if a signal has come to this process or, see ``agree_with``, to one of its companions.
+def stop_if_interrupted():
+    """Raise ``Stopped`` if a signal has come to this process or (see ``agree_with``) to another rank.
 
-    To be called between two steps; with companions, by all of them equally often.
-
-    Args:
-        failure: an exception that keeps this process from the next step. It is raised here, and ``ToldElsewhere`` in
-            its companions; of several with a failure the first one tells its own.
+    To be called between two steps; with several ranks, by all of them equally often.
     """
     number = int(interrupted() or 0)
     if _agreement is not None:
-        number = _agreement(number if failure is None else _place)
-    if failure is not None:
-        failure.is_told_by = "this process" if _agreement is None or number == _place else "another"
-        raise failure
-    if number >= FAILURE:
-        raise ToldElsewhere(between_steps=True)
+        number = _agreement(number)
     if number:
         raise Stopped(number, between_steps=True)
 
 
-def agree_with(agreement, number=0, count=1):
-    """From now on ``stop_if_interrupted`` follows ``agreement``: (a number) -> the largest of those of all companions.
-
-    Args:
-        number, count: of this process, among how many.
-    """
-    global _agreement, _place
-    _agreement, _place = agreement, FAILURE + count - number
+def agree_with(agreement):
+    """From now on ``stop_if_interrupted`` follows ``agreement``: a number -> the largest of all ranks' numbers."""
+    global _agreement
+    _agreement = agreement

@@ -1,4 +1,5 @@
 """The epoch loop. It takes a step function (pictures, labels -> named loss terms) and does everything else."""
+import collections
 import time
 
 import torch
@@ -7,84 +8,80 @@ from tqdm import tqdm
 from dataset import DatasetError
 from engine import ranks
 from engine.errors import TrainingError
-from engine.interruption import Stopped, ToldElsewhere, deferred_interruptions, interrupted, stop_if_interrupted
+from engine.evaluation import evaluate_splits
+from engine.interruption import Stopped, deferred_interruptions, interrupted, stop_if_interrupted
+from engine.training import Training, make_optimizer
 
-__all__ = ["fit", "train_epoch", "make_optimizer"]
-
-WEIGHT_DECAY = 1e-5
-# Asking an accelerator for a number stops it; on the CPU the question costs nothing.
+# Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
 BATCHES_BETWEEN_CHECKS = {"cpu": 1}
 BATCHES_BETWEEN_CHECKS_DEFAULT = 20
-# A network whose recall falls below this share of its untrained recall is not learning.
-FAILING_SHARE = 0.5
+# A network whose recall falls below this fraction of its untrained recall is not learning.
+FAILING_FRACTION = 0.5
 
+Job = collections.namedtuple("Job", "run data network step bests")
+Job.__doc__ = """What ``fit`` needs.
 
-def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
-    """Return (Adam, MultiStepLR); the schedule is stepped once at the end of each epoch."""
-    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(decay_epochs), decay_gamma)
+run: a ``settle.Run``. data: its ``Data``. network: what is trained and measured.
+step: (pictures, labels) on the device -> {name: loss term}; their sum is minimised.
+bests: [(name of a best recall in what is printed, its name in result.txt, split)].
+"""
 
 
 @deferred_interruptions()
-def fit(training, step, loader, evaluate, record, report, epochs, eval_every=1, checkpoint_every=None):
-    """Train for ``epochs`` epochs, or for what is left of them; evaluate and record before the first, after each
-    ``eval_every``-th and after the last.
-
-    Args:
-        training: a ``Training``.
-        step: (pictures, labels) on the device -> {name: loss term}; their sum is minimised.
-        loader: ``epoch(number, first)`` yields the batches of an epoch from the given one.
-        evaluate: epoch number -> {split: Measurement}.
-        record: a ``RunRecord``; a state is written after each epoch, and when the run is stopped between two steps.
-        report: called after each evaluation, to print the bests.
-        checkpoint_every: batches between the states within an epoch; None for none.
+def fit(job):
+    """Train for ``--epochs``, or for what is left of them; evaluate and record before the first epoch, after each
+    ``--eval_every``-th and after the last. The state is written after each, and when a signal stops the run.
 
     Raises:
-        TrainingError: a loss is not finite.
-        Stopped: a signal came.
-        DatasetError: a picture can't be read. ToldElsewhere: another process can't read one.
+        TrainingError: a loss is not finite. Stopped: a signal came. DatasetError: a picture can't be read.
+        WeightsError: the state to go on from is damaged.
     """
-    progress = record.begin(training)
-    ranks.begin()
-    if progress.epoch > epochs:
-        print("All {} epochs of this run are done; --epochs N adds more".format(epochs), flush=True)
+    run, args, record = job.run, job.run.args, job.run.record
+    optimizer, schedule = make_optimizer(job.network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
+    training = Training(job.network, optimizer, schedule, run.precision, run.device)
+    bests = [best for best in job.bests if best[2] in job.data.evaluation]
+
+    def evaluate(epoch):
+        return evaluate_splits(job.network, job.data.evaluation, args.recall, run.device, epoch)
+
+    progress = record.restored(training)
+    if progress.epoch > args.epochs:
+        print("All {} epochs of this run are done; --epochs N adds more".format(args.epochs), flush=True)
     elif progress.epoch > 0:
-        print("Resume: epoch {}, after batch {} of {}".format(progress.epoch, progress.batch, len(loader)), flush=True)
+        print("Resume: epoch {}, after batch {} of {}".format(progress.epoch, progress.batch, args.iter_per_epoch),
+              flush=True)
     try:
+        stop_if_interrupted()
         if progress.epoch == 0:
             progress = record.keep(0, training, evaluate(0))
-        if progress.epoch > epochs and not record.is_measured():
+        if progress.epoch > args.epochs and not record.is_measured():  # the run was longer when that epoch ended
             last = progress.epoch - 1
             progress = record.keep(last, training, evaluate(last), *record.take_back())
-        while progress.epoch <= epochs:
+        while progress.epoch <= args.epochs:
             epoch = progress.epoch
-            train_epoch(training, step, loader, progress, record, checkpoint_every)
-            figures, speed = _tell(progress)
-            if epoch % eval_every and epoch < epochs:
-                progress = record.keep(epoch, training, None, figures, speed)
-                continue
-            progress = record.keep(epoch, training, evaluate(epoch), figures, speed)
-            report()
-            if record.final["test"] < FAILING_SHARE * record.untrained:
-                print("Warning: Recall@{} of the test set is below half of what the network had before training; a "
-                      "lower --lr, another --sample or, with --pretrained none, --zero_init_residual may help".format(
-                          record.k), flush=True)
+            train_epoch(training, job.step, job.data.training, progress, record, args.checkpoint_every)
+            figures, speed = _tell(progress, record.best_epoch)
+            is_measured = epoch % args.eval_every == 0 or epoch == args.epochs
+            progress = record.keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
+            if is_measured:
+                _tell_bests(bests, record)
     except Stopped as stop:
         if stop.between_steps:
-            _leave(training, progress, record)
+            _leave(record, training, progress)
         stop.advice = record.advice()
         raise
-    except (DatasetError, ToldElsewhere) as error:
-        if isinstance(error, ToldElsewhere) and not error.between_steps:
-            raise
-        _leave(training, progress, record)
-        print("The run stops in epoch {} after batch {}; {}".format(progress.epoch, progress.batch, record.advice()),
-              flush=True)
+    except DatasetError:
+        if ranks.count() == 1:  # of several, only this one knows
+            _leave(record, training, progress)
+            print("The run stops in epoch {} after batch {}; {}".format(
+                progress.epoch, progress.batch, record.advice()), flush=True)
         raise
+    record.finish([(in_result, record.best[split]) for _, in_result, split in bests] + [
+        ("Final", record.final["test"])])
 
 
-def _leave(training, progress, record):
-    """Write the state between two steps, if anything is trained by then; the others wait for it."""
+def _leave(record, training, progress):
+    """Write the state between two steps, if anything is trained by then; the other ranks wait for it."""
     if progress.epoch > 0:
         record.checkpoint(training, progress)
     ranks.wait_for_all()
@@ -95,55 +92,58 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
 
     Raises:
         TrainingError: a loss is not finite; the batch is named.
-        Stopped: a signal came; ``progress`` tells how far the epoch is.
-        DatasetError: a picture can't be read. ToldElsewhere: another process can't read one.
+        Stopped: a signal came; ``progress`` tells how far the epoch is. DatasetError: a picture can't be read.
     """
     count = len(loader)
     if progress.batch == count:
-        return  # stopped in the evaluation that follows
-    network, optimizer, device, scaler = (training.network, training.optimizer, training.device,
-                                          training.precision.scaler)
-    network.train()
-    progress.lr = optimizer.param_groups[0]["lr"]
-    every = BATCHES_BETWEEN_CHECKS.get(device.type, BATCHES_BETWEEN_CHECKS_DEFAULT)
-    losses = _Losses(progress)
+        return  # the run was stopped in the evaluation that follows
+    training.network.train()
+    progress.lr = training.optimizer.param_groups[0]["lr"]
+    every = BATCHES_BETWEEN_CHECKS.get(training.device.type, BATCHES_BETWEEN_CHECKS_DEFAULT)
+    unchecked = []
     batches = iter(loader.epoch(progress.epoch, progress.batch))
     began = time.perf_counter()
     with tqdm(total=count, initial=progress.batch, desc="Epoch {}".format(progress.epoch), leave=False,
               disable=None) as bar:
         while progress.batch < count:
-            asked, failure = time.perf_counter(), None
-            try:
-                images, labels = _next(batches)
-            except DatasetError as error:
-                failure = error
-            stop_if_interrupted(failure)
-            progress.waited += time.perf_counter() - asked
-            with training.precision.autocast():
-                terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-                loss = sum(terms.values())
-            optimizer.zero_grad(set_to_none=True)
-            if scaler is None:
-                loss.backward()
-                optimizer.step()
-            else:
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-
-            losses.add(loss.detach(), {name: term.detach() for name, term in terms.items()})
+            asked = time.perf_counter()
+            images, labels = _next(batches)
+            arrived = time.perf_counter()
+            stop_if_interrupted()
+            progress.waited += arrived - asked
+            progress.waited_for_ranks += time.perf_counter() - arrived
+            loss, terms = _make_step(training, step, images, labels)
+            progress.add(loss, terms)
             progress.pictures += loader.batch_size
-            progress.batch += 1
-            ended = time.perf_counter()
-            progress.seconds, began = progress.seconds + ended - began, ended
+            unchecked.append(loss)
             due = bool(checkpoint_every) and progress.batch % checkpoint_every == 0 and progress.batch < count
             if due or progress.batch % every == 0 or progress.batch == count:
-                bar.set_postfix(loss="{:.4f}".format(losses.check()))
+                bar.set_postfix(loss="{:.4f}".format(_check_losses(unchecked, progress)))
+                unchecked = []
+            ended = time.perf_counter()  # after the check, which waits for the device
+            progress.seconds, began = progress.seconds + ended - began, ended
             bar.update()
             if due:
                 record.checkpoint(training, progress)
-    ranks.spread_buffers(network)
+    ranks.spread_buffers(training.network)
     training.schedule.step()
+
+
+def _make_step(training, step, images, labels):
+    """Make one step of the optimiser; return the loss and its terms, {name: scalar}, on the device."""
+    device, optimizer, scaler = training.device, training.optimizer, training.precision.scaler
+    with training.precision.autocast():
+        terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+        loss = sum(terms.values())
+    optimizer.zero_grad(set_to_none=True)
+    if scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return loss.detach(), {name: term.detach() for name, term in terms.items()}
 
 
 def _next(batches):
@@ -155,42 +155,35 @@ def _next(batches):
         raise
 
 
-class _Losses:
-    """Sums up the losses of an epoch on the device, and looks at them when asked."""
-
-    def __init__(self, progress):
-        self.progress = progress
-        self.unchecked = []
-
-    def add(self, loss, terms):
-        values = torch.stack([loss] + list(terms.values()))
-        self.progress.terms = list(terms)
-        self.progress.sums = values if self.progress.sums is None else self.progress.sums + values
-        self.unchecked.append(loss)
-
-    def check(self):
-        """Return the last loss.
-
-        Raises:
-            TrainingError: one of those that have come since the last check is not finite.
-        """
-        values = torch.stack(self.unchecked).tolist()
-        for batch, value in enumerate(values, self.progress.batch - len(values) + 1):
-            if not abs(value) < float("inf"):
-                raise TrainingError("the loss is {} in epoch {}, batch {}; the weights of the last whole epoch stay as "
-                                    "they are; try a lower --lr".format(value, self.progress.epoch, batch))
-        self.unchecked = []
-        return values[-1]
+def _check_losses(losses, progress):
+    """Return the last of the losses that have come since the last check; all must be finite."""
+    values = torch.stack(losses).tolist()
+    for batch, value in enumerate(values, progress.batch - len(values) + 1):
+        if not abs(value) < float("inf"):
+            raise TrainingError("the loss is {} in epoch {}, batch {}; the weights of the last whole epoch stay as "
+                                "they are; try a lower --lr".format(value, progress.epoch, batch))
+    return values[-1]
 
 
-def _tell(progress):
+def _tell(progress, best_epoch):
     """Print the line of an epoch that is trained; return (its figures, its speed) for the log."""
     loss, *terms = (progress.sums / progress.batch).tolist()
-    terms = dict(zip(progress.terms, terms))
-    seconds = progress.seconds
-    print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {:.1%} of it waiting for pictures".format(
+    terms, seconds = dict(zip(progress.terms, terms)), progress.seconds
+    waiting = "{:.1%} of it waiting for pictures".format(progress.waited / seconds)
+    if ranks.count() > 1:
+        waiting += ", {:.1%} for other processes".format(progress.waited_for_ranks / seconds)
+    print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {}, best so far: epoch {}".format(
         progress.epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), progress.lr,
-        progress.pictures / seconds, seconds, progress.waited / seconds), flush=True)
+        progress.pictures / seconds, seconds, waiting, best_epoch), flush=True)
     return ({"loss": loss, "terms": terms, "learning_rate": progress.lr},
             {"images_per_second": round(progress.pictures / seconds, 2), "seconds": round(seconds, 3),
-             "waiting": round(progress.waited / seconds, 4)})
+             "waiting": round(progress.waited / seconds, 4),
+             "waiting_for_processes": round(progress.waited_for_ranks / seconds, 4)})
+
+
+def _tell_bests(bests, record):
+    for printed, _, split in bests:
+        print("{}: {:.4f}".format(printed, record.best[split]), flush=True)
+    if record.final["test"] < FAILING_FRACTION * record.untrained:
+        print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower --lr, "
+              "another --sample or, with --pretrained none, --zero_init_residual may help".format(record.k), flush=True)

@@ -1,17 +1,20 @@
 """Command-line options that both scripts share, and the checks that need no picture."""
 import argparse
+import collections
+import contextlib
 import math
 
 from dataset import DATASETS, default_workers, usable_cores
-from engine import ranks
-from engine.errors import EXIT_USAGE, UsageError
+from engine.errors import UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
 
-__all__ = ["new_parser", "add_data_options", "add_network_options", "add_pretrained_options", "add_batch_options",
-           "add_training_options", "add_run_options", "positive_float", "not_negative_float", "parse", "accepts",
-           "refuse_idle", "check_shared", "check_download", "check_batches", "SAMPLER_HELP", "SMALLEST_IMAGE",
-           "LARGEST_IMAGE"]
+Command = collections.namedtuple("Command", "script args stated accepts")
+Command.__doc__ = """What was typed.
+
+script: the script's name. args: all options. stated: names of those that the command line states.
+accepts: (name of an option, value of any type) -> whether the option can have it.
+"""
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
@@ -22,37 +25,30 @@ SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 # Beyond these an option is a slip of the finger: the machine would run out of memory before the first step.
 LARGEST_IMAGE = 4096
 MOST_DIMENSIONS = 65536
+MOST_PROCESSES = max(64, 8 * usable_cores())  # and threads
 
 
-def positive_int(text):
-    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+def _number(kind, accept, description):
+    """Return an argparse type: text -> a number of ``kind`` that ``accept`` accepts."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError("{!r} is not {}".format(text, description))
+        return value
+    return convert
 
 
-def dimensions(text):
-    return _number(int, text, lambda value: 1 <= value <= MOST_DIMENSIONS,
-                   "a whole number from 1 to {}".format(MOST_DIMENSIONS))
+def _whole(least, most):
+    return _number(int, lambda value: least <= value <= most, "a whole number from {} to {}".format(least, most))
 
 
-def processes(text):
-    most = max(64, 8 * usable_cores())
-    return _number(int, text, lambda value: 0 <= value <= most, "a whole number from 0 to {}".format(most))
-
-
-def not_negative_int(text):
-    return _number(int, text, lambda value: 0 <= value < 2 ** 63, "a whole number of at least 0")
-
-
-def image_side(text):
-    return _number(int, text, lambda value: SMALLEST_IMAGE <= value <= LARGEST_IMAGE,
-                   "a whole number from {} to {}".format(SMALLEST_IMAGE, LARGEST_IMAGE))
-
-
-def positive_float(text):
-    return _number(float, text, lambda value: math.isfinite(value) and value > 0, "a number above 0")
-
-
-def not_negative_float(text):
-    return _number(float, text, lambda value: math.isfinite(value) and value >= 0, "a number of at least 0")
+positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+not_negative_int = _number(int, lambda value: 0 <= value < 2 ** 63, "a whole number of at least 0")
+positive_float = _number(float, lambda value: math.isfinite(value) and value > 0, "a number above 0")
+not_negative_float = _number(float, lambda value: math.isfinite(value) and value >= 0, "a number of at least 0")
 
 
 def true_or_false(text):
@@ -61,45 +57,29 @@ def true_or_false(text):
     return text.lower() == "true"
 
 
-def _number(kind, text, accept, description):
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not accept(value):
-        raise argparse.ArgumentTypeError("{!r} is not {}".format(text, description))
-    return value
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description and shows defaults where there are any to show."""
-
-    def _fill_text(self, text, width, indent):
-        return "\n".join(indent + line for line in text.splitlines())
 
     def _get_help_string(self, action):
         if action.default is None or isinstance(action.default, bool) and action.nargs == 0:
             return action.help
-        if isinstance(action.default, (list, tuple)):
-            return action.help + " (default: {})".format(" ".join(map(str, action.default)))
-        if isinstance(action.default, bool):
-            return action.help + " (default: {})".format(str(action.default).lower())
+        if isinstance(action.default, (list, bool)):
+            return action.help + " (default: {})".format(shown(action.default))
         return super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option with one line, without the whole usage before it; of several processes, the first does."""
-
-    def _print_message(self, message, file=None):
-        try:
-            is_first = ranks.is_first()
-        except UsageError:  # it has no number; what is wrong with it is said later
-            is_first = True
-        if is_first:
-            super()._print_message(message, file)
+    """Answers a wrong option with one line, without the whole usage before it."""
 
     def error(self, message):
-        self.exit(EXIT_USAGE, "{}: error: {} (--help lists the options)\n".format(self.prog, " ".join(message.split())))
+        raise UsageError("{} (--help lists the options)".format(message))
+
+
+def shown(value):
+    """Return an option's value as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def new_parser(program, description):
@@ -109,16 +89,17 @@ def new_parser(program, description):
 def add_data_options(parser):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS) + PLANNED_DATASETS, default="cub200",
-                       help="cub200: CUB-200-2011; folder: class folders of your own; synthetic: birds drawn on first "
-                            "use; the others are not here yet")
+                       help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items())
+                            + "; the others are not here yet")
     group.add_argument("--data", metavar="DIR", default="data",
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
                             "classes trains, the rest tests)")
-    group.add_argument("--download", action="store_true", help="fetch the data set if it is not there (cub200)")
-    group.add_argument("--image_size", type=image_side, default=224, metavar="PIXELS",
+    group.add_argument("--download", action="store_true", help="fetch the data set if it is not there ({})".format(
+        ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
+    group.add_argument("--image_size", type=_whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
                        help="side of the crop that the network sees; pictures are resized to 8/7 of it first")
-    group.add_argument("--workers", type=processes, default=default_workers(), metavar="N",
+    group.add_argument("--workers", type=_whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
                        help="go on without the pictures that can't be read, and list them in skipped.txt")
@@ -131,7 +112,7 @@ def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
     group.add_argument("--{}base".format(prefix), choices=PLANNED_BACKBONES + tuple(BACKBONES), default="resnet50",
                        help="backbone; googlenet and inception_v1bn are not here yet")
-    group.add_argument("--{}embedding_size".format(prefix), type=dimensions, default=128, metavar="D",
+    group.add_argument("--{}embedding_size".format(prefix), type=_whole(1, MOST_DIMENSIONS), default=128, metavar="D",
                        help="dimensions of the embedding")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
                        help="project embeddings to the unit sphere")
@@ -175,6 +156,9 @@ def add_run_options(parser):
     group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
     group.add_argument("--seed", type=not_negative_int, default=DEFAULT_SEED, help="of every random source")
     group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where networks run")
+    group.add_argument("--threads", type=_whole(1, MOST_PROCESSES), metavar="N",
+                       help="threads of the CPU's arithmetic; the default is torch's own: one a core. On a machine "
+                            "that others use too, 1 may be several times faster")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the networks in training; auto: bf16 where the device has it in hardware, "
                             "else fp32. Losses are float32, and so is every measurement unless --mode eval is told "
@@ -187,42 +171,36 @@ def add_run_options(parser):
                             "checkpoint.pth there; without it nothing is kept")
     group.add_argument("--resume", action="store_true",
                        help="go on with the run in --save_dir from its checkpoint.pth; options that you don't state "
-                            "are the run's own. Where there is none yet, begin")
+                            "are the run's own. Without a checkpoint.pth the run begins")
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
 
 
-def parse(parser, argv):
-    """Return (options, names of the options that the command line states)."""
+def parse(build_parser, argv):
+    """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser that ``build_parser()`` makes.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    parser, bare = build_parser(), build_parser()
     args = parser.parse_args(argv)
     args.recall = list(dict.fromkeys(args.recall))
-    unset = object()
-    marked = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
-    return args, {name for name, value in vars(marked).items() if value is not unset}
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS  # an option that is not stated is then not there
+    stated = set(vars(bare.parse_args(argv)))
+    return Command(parser.prog, args, stated, lambda name, value: _accepts(parser, name, value))
 
 
-def accepts(parser, name, value):
-    """Whether ``value``, of any type, is one that the option ``name`` can have."""
-    action, = [action for action in parser._actions if action.dest == name]
-    if value is None:
-        return action.default is None
-    if action.nargs == 0:
-        return isinstance(value, bool)
-    if action.nargs is not None:
-        return isinstance(value, list) and bool(value) and all(_accepts_one(action, entry) for entry in value)
-    return _accepts_one(action, value)
-
-
-def _accepts_one(action, value):
-    if action.type is None and not isinstance(value, str):
-        return False
-    try:
-        known = value if action.type is None else action.type(str(value))
-    except (argparse.ArgumentTypeError, ValueError):
-        return False
-    return known == value and isinstance(value, bool) == isinstance(known, bool) and (
-        action.choices is None or value in action.choices)
+def _accepts(parser, name, value):
+    """Whether the option can have the value: as its default, as a flag, or typed."""
+    words = [shown(entry) for entry in value] if isinstance(value, list) else [shown(value)]
+    for typed in ([], ["--" + name], ["--" + name] + words):
+        with contextlib.suppress(UsageError):
+            found = getattr(parser.parse_args(typed), name)
+            if type(found) is type(value) and found == value:
+                return True
+    return False
 
 
 def refuse_idle(stated, names, reason):
@@ -231,19 +209,19 @@ def refuse_idle(stated, names, reason):
     Raises:
         UsageError: one of ``names`` is in ``stated``.
     """
-    idle = sorted(set(names) & set(stated))
+    idle = ["--" + name for name in sorted(set(names) & set(stated))]
+    if len(idle) == 1:
+        raise UsageError("{} does nothing {}; leave it out".format(idle[0], reason))
     if idle:
-        raise UsageError("{} does nothing {}; leave it out".format(", ".join("--" + name for name in idle), reason))
+        raise UsageError("{} and {} do nothing {}; leave them out".format(", ".join(idle[:-1]), idle[-1], reason))
 
 
-def check_shared(args, stated):
+def check_shared(args, stated, training):
     """Refuse what can be seen to be wrong from the options alone.
 
     Raises:
         UsageError
     """
-    if args.dataset in PLANNED_DATASETS:
-        raise UsageError("--dataset {} is not here yet; there are {}".format(args.dataset, ", ".join(DATASETS)))
     for name in ("base", "teacher_base"):
         if getattr(args, name, None) in PLANNED_BACKBONES:
             raise UsageError("--{} {} is not here yet; there are {}".format(
@@ -252,17 +230,19 @@ def check_shared(args, stated):
         refuse_idle(stated, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":
         raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
-    if args.save_dir is None and getattr(args, "mode", "train") == "train":
+    if training and args.save_dir is None:
         refuse_idle(stated, ("overwrite", "checkpoint_every"), "without --save_dir")
 
 
-def check_download(args):
-    """Refuse ``--download`` where there is nothing to fetch; the data set must be known by now.
+def check_data(args):
+    """Refuse a data set that is not here yet, and ``--download`` for one that can't be fetched.
 
     Raises:
         UsageError
     """
-    if args.download and args.dataset != "cub200":
+    if args.dataset not in DATASETS:
+        raise UsageError("--dataset {} is not here yet; there are {}".format(args.dataset, ", ".join(DATASETS)))
+    if args.download and not DATASETS[args.dataset].can_download:
         raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
 
 

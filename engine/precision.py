@@ -4,10 +4,8 @@ import contextlib
 import torch
 import torch.nn as nn
 
-from engine.errors import UsageError
+from engine.errors import UsageError, first_line
 from model.compat import autocast, gradient_scaler
-
-__all__ = ["PRECISIONS", "Precision", "resolve_precision"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -18,12 +16,8 @@ BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 class Precision:
     """A context to run networks in, and a scaler of their loss.
 
-    Args:
-        name: fp32, bf16 or fp16.
-        device: where the networks run.
-
     Attributes:
-        scaler: a GradScaler with fp16, else None.
+        name: fp32, bf16 or fp16. device: where the networks run. scaler: a GradScaler with fp16, else None.
     """
 
     def __init__(self, name, device):
@@ -33,9 +27,7 @@ class Precision:
 
     def autocast(self):
         """Return a context in which the layers that gain by it compute in the chosen precision."""
-        if self.name == "fp32":
-            return contextlib.nullcontext()
-        return autocast(self.device.type, TYPES[self.name])
+        return contextlib.nullcontext() if self.name == "fp32" else autocast(self.device.type, TYPES[self.name])
 
 
 def resolve_precision(name, device, measuring_only=False):
@@ -55,10 +47,9 @@ def resolve_precision(name, device, measuring_only=False):
         return Precision("fp32", device), "no bf16 in hardware"
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 is for accelerators; on a CPU take bf16 or fp32")
-    if name != "fp32":
-        reason = _failure(name, device)
-        if reason:
-            raise UsageError("--precision {} doesn't work on {} ({}); take fp32".format(name, device, reason))
+    reason = None if name == "fp32" else _failure(name, device)
+    if reason:
+        raise UsageError("--precision {} doesn't work on {} ({}); take fp32".format(name, device, reason))
     return Precision(name, device), "as asked"
 
 
@@ -70,13 +61,10 @@ def _has_bf16(device):
 
 def _processor_flags():
     """The flags of the first processor, as Linux lists them; none elsewhere."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.split(":")[0].strip() in ("flags", "Features"):
-                    return line.split(":", 1)[1].split()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.split(":")[0].strip() in ("flags", "Features"):
+                return line.split(":", 1)[1].split()
     return []
 
 
@@ -92,4 +80,4 @@ def _failure(name, device):
                 nn.Sequential(network[0], *network[2:])(images)
         return None
     except Exception as error:  # of a dozen types, by version and vendor
-        return (str(error) or type(error).__name__).strip().splitlines()[0]
+        return first_line(error)

@@ -1,48 +1,42 @@
 """Several processes that train one network together, on one machine or on many: torchrun starts them.
 
-Each of them, a rank, embeds its share of the global batch. Embeddings and labels are gathered, with their gradients, so
+Each of them, a rank, embeds its part of the global batch. Embeddings and labels are gathered, with their gradients, so
 that every rank computes the loss of the whole batch, and R ranks give what one process gives.
 
 How gradients add up: every rank holds the same loss L. What flows back through a gathering or a sum over ranks is
 summed over the ranks, which gives the gradient of R L, and DistributedDataParallel's mean over the ranks takes the R
 out again.
 
-Without torchrun all of this is there and does nothing.
+A rank that fails says why and ends; the launcher ends the others, or they lose its connection and end (`LostRank`).
+
+With one process every function here is a no-op.
 """
 import contextlib
 import datetime
-import io
-import json
 import os
 import sys
+import types
 import warnings
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import interruption
-from engine.errors import LostCompanions, UsageError
-from model.compat import load_tensors
+from engine.errors import LostRank, UsageError, first_line
+from engine.interruption import agree_with, default_interruptions
 
-__all__ = ["OF_A_MACHINE", "count", "number", "is_first", "local", "joined", "begin", "use_device", "shares", "share",
-           "gathered", "summed", "from_first", "agree", "machine_by_machine", "wait_for_all", "parallel",
-           "synchronised_by_library", "spread_buffers", "describe"]
-
-# For the others to write a checkpoint, sort out a recall. A process that ends is noticed at once.
+# How long a rank waits for another one that is alive; one that ends is noticed at once.
 PATIENCE = datetime.timedelta(minutes=15)
-# For another machine to fetch and decode the pictures.
-PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)
-# What may differ between the machines of one run.
-OF_A_MACHINE = {"workers", "cache", "device", "data", "download"}
-# What the errors of gloo and NCCL say, of no class of their own, when another process is gone.
+PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)  # a machine may have to fetch and decode them
+# Options that may differ between the ranks of one run.
+MAY_DIFFER = {"workers", "threads", "cache", "device", "data", "download"}
+# What the errors of gloo and NCCL say, of no class of their own, when another rank is gone.
 LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out waiting",
         "wait timeout", "communicator was aborted", "remote process exited", "watchdog caught collective")
 
-# Tensors of an accelerator travel in a group of its own library; None stands for the group of all that comes before.
-_tensors = None
-_for_pictures = None
-_preparing = False
+# Groups of torch.distributed; None stands for the default one (gloo).
+_tensors = None  # an accelerator's tensors go by its own library
+_pictures = None  # the default one with more patience
 
 
 def _from_environment(name, default):
@@ -82,78 +76,56 @@ def joined(options=None):
 
     Raises:
         UsageError: they can't be reached, or have other options.
-        LostCompanions: one of them has gone.
+        LostRank: one of them has gone.
     """
-    global _tensors, _for_pictures, _preparing
+    global _tensors, _pictures
     if count() == 1:
         yield
         return
-    # So that a survivor in the middle of an exchange of NCCL's ends; newer versions have it from the start.
+    # A survivor in the middle of an exchange of NCCL's must end; newer versions set this themselves.
     os.environ.setdefault("NCCL_ASYNC_ERROR_HANDLING", "1")
     try:
-        with interruption.default_interruptions():  # it waits in C++, where a handler of ours would not be called
+        with default_interruptions():
             dist.init_process_group("gloo", timeout=PATIENCE)
-            _for_pictures = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_PICTURES)
+            _pictures = dist.new_group(backend="gloo", timeout=PATIENCE_FOR_PICTURES)
     except (RuntimeError, ValueError) as error:
         raise UsageError("the {} processes of this run can't meet ({}); torchrun sets MASTER_ADDR, MASTER_PORT, RANK "
-                         "and WORLD_SIZE".format(count(), str(error).splitlines()[0])) from None
+                         "and WORLD_SIZE".format(count(), first_line(error))) from None
     output, errors = sys.stdout, sys.stderr
     try:
-        interruption.agree_with(_largest, number(), count())
-        _preparing = True
+        agree_with(_largest)
         if not is_first():
-            sys.stdout, sys.stderr = open(os.devnull, "w"), _NoTerminal(errors)
+            sys.stdout, sys.stderr = open(os.devnull, "w"), _without_bars(errors)
         if options is not None:
-            agree({"--" + name: value for name, value in options.items() if name not in OF_A_MACHINE})
+            agree({"--" + name: value for name, value in options.items() if name not in MAY_DIFFER})
         yield
         wait_for_all()
         dist.destroy_process_group()
-    except Exception as error:
+    except RuntimeError as error:
         if _is_lost(error):
-            raise LostCompanions(str(error)) from None
-        if _preparing and not isinstance(error, interruption.ToldElsewhere) and not hasattr(error, "is_told_by"):
-            with contextlib.suppress(RuntimeError):  # they have gone
-                interruption.stop_if_interrupted(error)
+            raise LostRank(first_line(error)) from None
         raise
     finally:
         if dist.is_initialized() and _tensors is None:  # NCCL would wait for those that are lost
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
-        _tensors, _for_pictures, _preparing = None, None, False
-        interruption.agree_with(None)
+        _tensors, _pictures = None, None
+        agree_with(None)
         if sys.stdout is not output:
             sys.stdout.close()
             sys.stdout, sys.stderr = output, errors
 
 
+def _without_bars(stream):
+    """Return a stream to where ``stream`` goes, on which tqdm draws no bar, since it is no terminal."""
+    quiet = types.SimpleNamespace(isatty=lambda: False)
+    quiet.write, quiet.flush = stream.write, stream.flush
+    return quiet
+
+
 def _is_lost(error):
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and "dataloader" not in text and any(words in text for words in LOST)
-
-
-def begin():
-    """To be called by all ranks when the preparations are over.
-
-    Until then every exchange between them begins with the question whether one has failed, which a rank that fails
-    takes part in as its last.
-    """
-    global _preparing
-    if count() > 1:
-        interruption.stop_if_interrupted()
-    _preparing = False
-
-
-class _NoTerminal:
-    """A stream for errors, on which no bar is drawn."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def isatty(self):
-        return False
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
+    return "dataloader" not in text and any(words in text for words in LOST)
 
 
 def use_device(device):
@@ -173,33 +145,31 @@ def describe(device):
 
 
 def _largest(value):
-    """Return the largest of the ranks' integers."""
     value = torch.tensor(value)
-    dist.all_reduce(value, dist.ReduceOp.MAX, group=_for_pictures if _preparing else None)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 
 
-def shares(total):
-    """Return [(start, stop)] of the ranks' shares of ``total`` things: consecutive, and of sizes that differ by 1 at
-    most."""
+def spans(total):
+    """Return [(start, stop)] of the ranks' parts of ``total`` things: consecutive, their sizes differ by 1 at most."""
     bounds = [total * rank // count() for rank in range(count() + 1)]
     return list(zip(bounds, bounds[1:]))
 
 
-def share(total):
-    """Return (start, stop) of this rank's share of ``total`` things."""
-    return shares(total)[number()]
+def span(total):
+    """Return (start, stop) of this rank's part of ``total`` things."""
+    return spans(total)[number()]
 
 
-def gathered(tensor, total):
-    """Return all ranks' shares as one tensor, in order, on every rank; gradients flow back.
+def gathered(rows, total):
+    """Return all ranks' rows as one tensor, in order, on every rank; gradients flow back.
 
     Args:
-        tensor: the share of this rank, as ``share(total)`` says, by rows. total: rows of all shares together.
+        rows: those of this rank, as ``span(total)`` says. total: rows of all ranks together.
     """
     if count() == 1:
-        return tensor
-    return _Gathered.apply(tensor, total)
+        return rows
+    return _Gathered.apply(rows, total)
 
 
 def summed(tensor):
@@ -207,107 +177,73 @@ def summed(tensor):
     return tensor if count() == 1 else _Summed.apply(tensor)
 
 
-def _sum_in_place(tensor):
+def _sum(tensor):
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(tensor, group=_tensors)
     return tensor
 
 
+class _Summed(torch.autograd.Function):
+    forward = staticmethod(lambda ctx, tensor: _sum(tensor))
+    backward = staticmethod(lambda ctx, gradient: _sum(gradient))
+
+
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, total):
+    def forward(ctx, rows, total):
         ctx.total = total
-        # Every rank sends as many rows as the largest share has.
-        most = max(stop - start for start, stop in shares(total))
-        sent = tensor.new_zeros((most,) + tuple(tensor.shape[1:]))
-        sent[:len(tensor)] = tensor
+        # all_gather needs equal shapes: every rank sends as many rows as the longest span has.
+        most = max(stop - start for start, stop in spans(total))
+        sent = rows.new_zeros((most,) + tuple(rows.shape[1:]))
+        sent[:len(rows)] = rows
         parts = [torch.empty_like(sent) for _ in range(count())]
         dist.all_gather(parts, sent, group=_tensors)
-        return torch.cat([part[:stop - start] for part, (start, stop) in zip(parts, shares(total))])
+        return torch.cat([part[:stop - start] for part, (start, stop) in zip(parts, spans(total))])
 
     @staticmethod
     def backward(ctx, gradient):
-        start, stop = share(ctx.total)
-        return _sum_in_place(gradient.clone(memory_format=torch.contiguous_format))[start:stop], None
-
-
-class _Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor):
-        return _sum_in_place(tensor.clone(memory_format=torch.contiguous_format))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _sum_in_place(gradient.clone(memory_format=torch.contiguous_format))
+        start, stop = span(ctx.total)
+        return _sum(gradient)[start:stop], None
 
 
 def from_first(make):
-    """Call ``make()`` on the first rank and return its value, tensors in plain containers, on every rank.
-
-    Raises:
-        ToldElsewhere: on the others, where the first rank raises an exception of its own.
-    """
+    """Call ``make()`` on the first rank and return its value on every rank."""
     if count() == 1:
         return make()
-    interruption.stop_if_interrupted()
-    content, size = None, torch.full((1,), -1)
-    if is_first():
-        try:
-            value, file = make(), io.BytesIO()
-        except Exception as error:
-            error.is_told_by = "this process"
-            dist.broadcast(size, 0)
-            raise
-        torch.save(value, file)
-        content = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
-        size[0] = len(content)
-    dist.broadcast(size, 0)
-    if int(size) < 0:
-        raise interruption.ToldElsewhere
-    if content is None:
-        content = torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(content, 0)
-    return value if is_first() else load_tensors(io.BytesIO(content.numpy().tobytes()))
+    value = [make() if is_first() else None]
+    dist.broadcast_object_list(value, src=0)
+    return value[0]
 
 
 def agree(values):
-    """See that all ranks hold the same {name: value}, of what JSON can hold.
+    """See that all ranks hold the same {name: value}.
 
     Raises:
-        UsageError: on the ranks whose values differ from the first one's; names them.
-        ToldElsewhere: on the others.
+        UsageError: they don't; names what differs, on all of them.
     """
     if count() == 1:
         return
-    first, ours = json.loads(from_first(lambda: json.dumps(values))), json.loads(json.dumps(values))
-    differing = ["{} {} in the first process, {} in this one".format(name, first.get(name), ours.get(name))
-                 for name in sorted(set(first) | set(ours)) if first.get(name) != ours.get(name)]
-    interruption.stop_if_interrupted(UsageError("the processes of this run must be alike: {}".format(
-        ", ".join(differing))) if differing else None)
+    found = [None] * count()
+    dist.all_gather_object(found, values)
+    differing = ["{} is {} in process 0, {} in process {}".format(name, found[0].get(name), other.get(name), rank)
+                 for rank, other in enumerate(found) for name in sorted(set(found[0]) | set(other))
+                 if other.get(name) != found[0].get(name)]
+    if differing:
+        raise UsageError("the processes of this run must be alike: {}".format(", ".join(differing)))
 
 
 def machine_by_machine(make):
-    """Return ``make()``, which the first rank of each machine calls before the others do.
-
-    Raises:
-        ToldElsewhere: another rank's call has raised an exception.
-    """
+    """Return ``make()``, which the first rank of each machine calls while the others of that machine wait."""
     if count() == 1:
         return make()
-    interruption.stop_if_interrupted()
-    value = None
-    for first in (True, False):
-        failure = None
-        if first == (local()[0] == 0):
-            try:
-                value = make()
-            except Exception as error:
-                failure = error
-        interruption.stop_if_interrupted(failure)
-    return value
+    is_first_here = local()[0] == 0
+    value = make() if is_first_here else None
+    with default_interruptions():
+        dist.barrier(group=_pictures)
+    return value if is_first_here else make()
 
 
 def wait_for_all():
-    """Wait until every rank has come here."""
     if count() > 1:
         dist.barrier()
 

@@ -29,7 +29,7 @@ for package in sys.argv[2:]:
             from model.compat import import_torchvision
             module = import_torchvision()
         else:
-            module = importlib.import_module({"pillow": "PIL"}.get(package, package))
+            module = importlib.import_module({"pillow": "PIL", "pytest-xdist": "xdist"}.get(package, package))
         print(package, module.__version__)
     except Exception:  # whatever keeps it from being imported, it is not usable: it stays unlisted and is installed
         pass

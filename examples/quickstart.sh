@@ -15,7 +15,7 @@ fi
 step() { printf '\n== %s\n' "$1"; shift; printf '   %s %s\n' "$shown" "$*"; "${launch[@]}" "$@"; }
 
 data=(--dataset synthetic --image_size 56)
-budget=(--iter_per_epoch 40 --lr_decay_epochs 7)
+budget=(--iter_per_epoch 40 --lr_decay_epochs 7 --overwrite)
 student=(--base resnet18 --embedding_size 16 --pretrained none --lr 3e-4 --epochs 8)
 
 step "1/6 Train a teacher: ResNet18, 512 dimensions, triplet loss" \

@@ -7,15 +7,15 @@ import os
 import sys
 
 COLUMNS = ("run", "network", "loss", "epochs", "recall before", "best", "final", "MB", "seconds")
-RATIOS = (("triplet_ratio", "triplet"), ("dist_ratio", "RKD-D"), ("angle_ratio", "RKD-A"), ("dark_ratio", "DarkRank"),
-          ("at_ratio", "attention"))
+RATIO = "_ratio"  # ends the name of each option of run_distill.py that weighs a term
 
 
 def describe_loss(config):
     options = config["options"]
     if config["script"] == "run.py":
         return "{}, {} negatives".format(options["loss"], options["sample"])
-    return " + ".join("{:g} {}".format(options[ratio], name) for ratio, name in RATIOS if options[ratio])
+    return " + ".join("{:g} {}".format(value, name[:-len(RATIO)]) for name, value in sorted(options.items())
+                      if name.endswith(RATIO) and value)
 
 
 def summarize(directory):

@@ -6,12 +6,9 @@ import os
 
 import torch
 
-from dataset import files, locked
+from dataset.files import locked, remove_remains, replaced_file
 from engine.errors import TrainingError, UsageError
 from model import WeightsError
-
-__all__ = ["read_config", "write_text", "write_json", "write_tensors", "held_directory", "BEST", "LAST", "CONFIG",
-           "CHECKPOINT", "LOG", "SPEED", "RESULT", "SKIPPED", "CONTENT"]
 
 BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
@@ -19,16 +16,15 @@ CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)  # what says tha
 LOCK = ".lock"
 
 
-@contextlib.contextmanager
-def replaced_file(path, before=None):
-    """As ``dataset.files.replaced_file``.
+def _write(path, content, before=None):
+    """Put bytes at ``path``; ``before`` as in ``dataset.files.replaced_file``.
 
     Raises:
         TrainingError: the disk refuses; ``path`` is as it was before.
     """
     try:
-        with files.replaced_file(path, before) as file:
-            yield file
+        with replaced_file(path, before) as file:
+            file.write(content)
     except OSError as error:
         raise TrainingError("{} can't be written ({}); {}".format(
             path, error.strerror or error, "the one that is there stays as it was" if os.path.exists(path)
@@ -36,8 +32,7 @@ def replaced_file(path, before=None):
 
 
 def write_text(path, text):
-    with replaced_file(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+    _write(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path, value):
@@ -69,8 +64,7 @@ def write_tensors(path, value, before=None):
     # By way of memory: a disk that fills up under torch.save's own writer ends the process with torch 1.10.
     content = io.BytesIO()
     torch.save(value, content)
-    with replaced_file(path, before) as file:
-        file.write(content.getbuffer())
+    _write(path, content.getbuffer(), before)
 
 
 @contextlib.contextmanager
@@ -85,14 +79,14 @@ def held_directory(path):
     if path is None:
         yield
         return
-    made = _folders_to_make(path)
+    was_there = os.path.exists(path)
     try:
         with contextlib.ExitStack() as held:
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
                 for name in CONTENT + (CONFIG,):
-                    files.remove_remains(os.path.join(path, name))
+                    remove_remains(os.path.join(path, name))
             except BlockingIOError:
                 raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "
                                  "directory of its own".format(path)) from None
@@ -100,19 +94,6 @@ def held_directory(path):
                 raise UsageError("--save_dir {}: can't be written to ({})".format(path, error.strerror)) from None
             yield
     finally:
-        _remove_empty(made)
-
-
-def _folders_to_make(path):
-    missing = []
-    path = os.path.abspath(path)
-    while not os.path.exists(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    return missing
-
-
-def _remove_empty(folders):
-    with contextlib.suppress(OSError):  # not empty any more
-        for folder in folders:
-            os.rmdir(folder)
+        if not was_there:
+            with contextlib.suppress(OSError):  # it is not empty, or was never made
+                os.rmdir(path)

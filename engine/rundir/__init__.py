@@ -1,0 +1,12 @@
+"""What a run leaves on disk. This is the door; the rooms behind it are
+
+    files    the names of the files, how they are written, and who may write to a --save_dir
+    state    checkpoint.pth: read, checked, restored
+    resume   which run a --save_dir holds: go on with it, or keep off it
+    record   the run as it grows: bests, the log, weights, result.txt
+"""
+from engine.rundir.files import CONFIG, held_directory, read_config
+from engine.rundir.record import RunRecord
+from engine.rundir.resume import saved_run
+
+__all__ = ["CONFIG", "RunRecord", "held_directory", "read_config", "saved_run"]

@@ -1,0 +1,127 @@
+"""Which run a --save_dir holds: go on with it, or keep off it."""
+import os
+
+from engine import ranks
+from engine.errors import UsageError
+from engine.options import shown
+from engine.rundir.files import CHECKPOINT, CONFIG, CONTENT, RESULT, read_config
+from engine.rundir.state import damaged, read_state
+from model import WeightsError
+
+# Commands that differ in these options only are for the same run.
+NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
+                       "overwrite", "save_dir"}
+# A run may be made longer, and files may have moved: that they are the same is seen from their content.
+MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "teacher_load"}
+# A run that goes on takes these from the command line or this machine, never from its state.
+NEVER_FROM_THE_STATE = {"resume", "overwrite", "save_dir", "workers", "download"}
+
+
+def saved_run(command, args):
+    """With --resume, return the state of the run and put its options into ``args``.
+
+    Returns None without --resume, and where the run has not begun yet.
+
+    Args:
+        command: a ``Command``. args: its options, which are changed here.
+
+    Raises:
+        UsageError: there is nothing to go on from, or the command states other options than the run has.
+        WeightsError: the state is damaged.
+    """
+    if not args.resume:
+        return None
+    saved, options = ranks.from_first(lambda: _saved_run(command, args))
+    for name, value in options.items():
+        if not (name in ranks.MAY_DIFFER and name in command.stated):  # each machine keeps what it was told
+            setattr(args, name, value)
+    return saved
+
+
+def _saved_run(command, args):
+    """Return (state or None, {option: value} that the run goes on with)."""
+    if args.save_dir is None:
+        raise UsageError("--resume needs --save_dir, the directory of the run to go on with")
+    if args.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite throws it away; give one of them")
+    path = os.path.join(args.save_dir, CHECKPOINT)
+    if not os.path.lexists(path):
+        _refuse_without_checkpoint(command, args)
+        print("Resume: no {} yet; the run starts from the beginning".format(path), flush=True)
+        return None, {}
+    saved = read_state(path)
+    if saved["script"] != command.script:
+        raise UsageError("{} is of {}; go on with that script".format(path, saved["script"]))
+    config = read_config(args.save_dir)
+    foreign = config and _differences(config["options"], saved["options"], MAY_CHANGE_ON_RESUME)
+    if foreign:
+        raise UsageError("{} is not of the run that {} beside it describes ({}); one of them was put there".format(
+            path, CONFIG, foreign))
+    wanted = {name: getattr(args, name) for name in command.stated}
+    differing = _differences(saved["options"], wanted, MAY_CHANGE_ON_RESUME)
+    if differing:
+        raise UsageError("--save_dir {} holds a run with other options ({}); leave them out to go on with it, or give "
+                         "this run a directory of its own".format(args.save_dir, differing))
+    options = {name: value for name, value in saved["options"].items() if hasattr(args, name)
+               and name not in NEVER_FROM_THE_STATE | (MAY_CHANGE_ON_RESUME & command.stated)}
+    for name, value in options.items():
+        if not command.accepts(name, value):
+            raise WeightsError("{} gives --{} the value {!r}, which this version does not know".format(
+                path, name, value))
+    options = dict(vars(args), **options)
+    if saved["progress"]["batch"] > options["iter_per_epoch"]:
+        raise damaged(path, "progress", ValueError("more batches than an epoch has"))
+    done = saved["progress"]["epoch"] - 1
+    if options["epochs"] < done:
+        raise UsageError("--epochs {}: the run in {} has done {} already".format(
+            options["epochs"], args.save_dir, done))
+    return saved, options
+
+
+def refuse_other_run(directory, script, options):
+    """Refuse a directory that holds a run, unless --overwrite is given.
+
+    Raises:
+        UsageError: says whether it is this very run, finished or not, or another one, and what differs.
+    """
+    present = _present(directory)
+    if options["overwrite"]:
+        return
+    config = read_config(directory)
+    if not present:
+        return
+    holds = "--save_dir {} holds ".format(directory)
+    away = "give this run a directory of its own, replace that one with "
+    if config is None:
+        raise UsageError("{}{} of another run; {}--overwrite".format(holds, present[0], away))
+    differing = _differences(config["options"], options, NOT_PART_OF_THE_RUN)
+    if config.get("script") != script:
+        differing = "it is of {}".format(config.get("script"))
+    if differing:
+        raise UsageError("{}another run ({}); {}--overwrite, or go on with that one with --resume".format(
+            holds, differing, away))
+    if RESULT in present:
+        raise UsageError(holds + "this run, finished; --overwrite does it again, --resume with more --epochs goes on")
+    if CHECKPOINT in present:
+        raise UsageError(holds + "this run, interrupted; --resume goes on with it, --overwrite starts it again")
+    raise UsageError("{}this run without a {}, so it can't go on; --overwrite starts it again".format(
+        holds, CHECKPOINT))
+
+
+def _refuse_without_checkpoint(command, args):
+    present = _present(args.save_dir)
+    if present:
+        raise UsageError("--save_dir {} holds {} but no {}, so there is nothing to go on from; --overwrite instead of "
+                         "--resume starts again".format(args.save_dir, present[0], CHECKPOINT))
+    if not command.stated - {"resume", "save_dir", "checkpoint_every", "workers", "threads", "cache", "device"}:
+        raise UsageError("--save_dir {} holds no {} to go on from".format(args.save_dir, CHECKPOINT))
+
+
+def _present(directory):
+    return [name for name in CONTENT if os.path.exists(os.path.join(directory, name))]
+
+
+def _differences(there, here, free):
+    """Return in words what differs between two sets of options, where both have it and it is not in ``free``."""
+    return ", ".join("--{} {} there, {} here".format(name, shown(there[name]), shown(here[name]))
+                     for name in sorted(set(there) & set(here) - free) if there[name] != here[name])

@@ -1,0 +1,122 @@
+"""What a training run changes from step to step, and how that goes into the state of the run and out of it again."""
+import collections
+import dataclasses
+import random
+from typing import List, Optional
+
+import numpy as np
+import torch
+
+from model.compat import accelerator_rng_state, set_accelerator_rng_state
+
+WEIGHT_DECAY = 1e-5
+SCHEDULE = ("last_epoch", "base_lrs", "_last_lr", "_step_count")  # the rest of a schedule follows from the options
+
+
+def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
+    """Return (Adam, MultiStepLR); the schedule is stepped once at the end of each epoch."""
+    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(decay_epochs), decay_gamma)
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come. Epoch 0 is the untrained measurement."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    sums: Optional[torch.Tensor] = None  # of the loss and of each term over these batches, on the device
+    terms: List[str] = dataclasses.field(default_factory=list)  # their names
+    pictures: int = 0  # seen in these batches
+    seconds: float = 0.0  # spent in them,
+    waited: float = 0.0  # of which waiting for pictures
+    waited_for_ranks: float = 0.0  # and for other processes
+    lr: float = 0.0  # of this epoch
+
+    def add(self, loss, terms):
+        """Count a batch: its loss and {name: term}, scalars on the device."""
+        values = torch.stack([loss] + list(terms.values()))
+        self.terms = list(terms)
+        self.sums = values if self.sums is None else self.sums + values
+        self.batch += 1
+
+    def capture(self):
+        return {name: on_cpu(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def restored(cls, values, device):
+        """Return what ``capture`` once gave; raises some error for anything else."""
+        progress = cls(**values)
+        if type(progress.epoch) is not int or progress.epoch < 0 or (progress.sums is None) != (progress.batch == 0):
+            raise ValueError("epoch {}, batch {}".format(progress.epoch, progress.batch))
+        if progress.sums is not None:
+            progress.sums = progress.sums.to(device).view(1 + len(progress.terms))
+        return progress
+
+
+class Training:
+    """The network, its optimiser, the schedule, the scaler of its loss, and every random source.
+
+    Args:
+        network, optimizer, schedule: as torch has them. precision: the ``Precision`` that a step runs in.
+        device: where the network is.
+    """
+
+    def __init__(self, network, optimizer, schedule, precision, device):
+        self.network = network
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.precision = precision
+        self.device = device
+
+    def weights(self):
+        """Return the bare state dict of the network, on the CPU, in the usual memory layout."""
+        return collections.OrderedDict((name, value.detach().cpu().contiguous())
+                                       for name, value in self.network.state_dict().items())
+
+    def capture(self):
+        """Return {part: tensors on the CPU in plain containers} of everything but the network."""
+        scaler, schedule = self.precision.scaler, self.schedule.state_dict()
+        return {"optimizer": on_cpu(self.optimizer.state_dict()), "random": _random_state(self.device),
+                "schedule": {name: schedule[name] for name in SCHEDULE},
+                "scaler": None if scaler is None else scaler.state_dict()}
+
+    def restore(self, part, saved):
+        """Take over "network" or a part of what ``capture`` once gave; raises some error for anything else."""
+        if part == "network":
+            self.network.load_state_dict(saved)
+        elif part == "optimizer":
+            self.optimizer.load_state_dict(saved)
+        elif part == "schedule":
+            self.schedule.load_state_dict({name: saved[name] for name in SCHEDULE})
+        elif part == "scaler" and self.precision.scaler is not None and saved is not None:
+            self.precision.scaler.load_state_dict(saved)
+        elif part == "random":
+            _restore_random(saved, self.device)
+
+
+def on_cpu(value):
+    """Copy nested dicts and lists with their tensors on the CPU, each in its own memory layout."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {name: on_cpu(entry) for name, entry in value.items()}
+    return [on_cpu(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _random_state(device):
+    version, numbers, spare = random.getstate()
+    kind, keys, *rest = np.random.get_state()
+    return {"python": [version, torch.tensor(numbers), spare],
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "torch": torch.get_rng_state(), "accelerator": accelerator_rng_state(device)}
+
+
+def _restore_random(state, device):
+    version, numbers, spare = state["python"]
+    random.setstate((version, tuple(numbers.tolist()), spare))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["accelerator"] is not None:
+        set_accelerator_rng_state(state["accelerator"], device)
