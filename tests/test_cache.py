@@ -1,11 +1,9 @@
-"""Pictures decoded once: the same pixels, kept up to date, shared, and done without where there is no room."""
+"""Pictures decoded once: the same pixels, up to date, used by several processes, and skipped if there is no room."""
 import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -13,9 +11,6 @@ import pytest
 import run
 from conftest import make_pictures, options_for
 from dataset import BrokenPicturesError, DatasetError, FolderMetric, cache, files, load_resized, open_pictures
-
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def paths_of(root):
@@ -126,21 +121,22 @@ def test_a_folder_that_can_not_be_made(pictures, tmp_path):
             open_pictures(paths_of(pictures), 37, str(folder))
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
-def test_an_interruption_leaves_nothing(tmp_path):
-    data = make_pictures(tmp_path / "set", pictures=16, size=(600, 500))
-    command = [sys.executable, os.path.join(ROOT, "run.py")] + options_for(data, "--image_size", "224", "--cache",
-                                                                            str(tmp_path / "cache"))
-    # A shell's background job ignores SIGINT, and so would its children.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    until = time.time() + 60
-    while not list(tmp_path.glob(files.ASIDE.format("cache/*", "*"))):
-        assert process.poll() is None and time.time() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and len(errors.decode().strip().splitlines()) == 1
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
+def test_an_interruption_leaves_nothing(own_pictures, tmp_path, capsys, monkeypatch):
+    def decode(path, side):
+        monkeypatch.setattr(cache, "load_resized", load_resized)
+        assert list(tmp_path.glob(files.ASIDE.format("cache/*", "*")))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return load_resized(path, side)
+
+    monkeypatch.setattr(cache, "load_resized", decode)
+    # A shell's background job ignores SIGINT, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run.main(options_for(own_pictures, "--cache", str(tmp_path / "cache"))) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(capsys.readouterr().err.splitlines()) == 1
     assert [name for name in os.listdir(str(tmp_path / "cache")) if not name.endswith(".lock")] == []
 
 

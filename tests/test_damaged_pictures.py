@@ -14,7 +14,8 @@ import run
 from conftest import options_for
 from dataset import DatasetError, load_resized, open_pictures
 from dataset.base import UnreadablePicture, open_image
-from runs import answer, assert_same_run, complete, finish, start, wait_for
+from processes import at_step, complete, finish, start
+from results import answer, assert_same_run
 
 SIDE = 40
 # Red at the top, blue at the bottom, a green corner: any turn or flip shows.
@@ -294,17 +295,13 @@ def test_a_name_is_shown_on_one_line(own_pictures, tmp_path, capsys, name, expec
 def test_a_picture_that_disappears_in_mid_run(own_pictures, tmp_path, workers):
     directory, path = tmp_path / "run", own_pictures / "class01" / "02.png"
     fixed = ["--cache", "off", "--epochs", "4", "--workers", workers]
-    process = start("run", options_for(own_pictures, *fixed, "--iter_per_epoch", "20", "--save_dir", str(directory)),
-                    tmp_path / "out")
-    wait_for((directory / "speed.jsonl").exists)
-    shutil.move(str(path), str(tmp_path / "away.png"))
-    assert finish(process) == 2
+    argv = options_for(own_pictures, *fixed, "--iter_per_epoch", "20", "--save_dir", directory)
+    assert complete("run", argv, tmp_path / "out", at_step, 5, os.rename, str(path), str(tmp_path / "away.png")) == 2
     out = (tmp_path / "out").read_text()
     assert str(path) in out.splitlines()[-1] and "Traceback" not in out
     assert "to go on: python3 run.py --resume --save_dir {}".format(directory) in out
     shutil.move(str(tmp_path / "away.png"), str(path))
     for name, more in (("run", ["--resume"]), ("whole", [])):
-        process = start("run", options_for(own_pictures, *fixed, "--iter_per_epoch", "20", "--save_dir",
-                                           str(tmp_path / name), *more), tmp_path / "out")
-        assert finish(process) == 0
+        argv = options_for(own_pictures, *fixed, "--iter_per_epoch", "20", "--save_dir", tmp_path / name, *more)
+        assert complete("run", argv, tmp_path / "out") == 0
     assert_same_run(directory, tmp_path / "whole")

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from conftest import make_pictures
-from dataset import (CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, ImageSet, TrainLoader,
-                     default_workers, load_resized, loader, resized_size)
+from dataset import (DATASETS, CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, ImageSet, TrainLoader,
+                     default_workers, load_resized, load_splits, loader, resized_size)
 from metric.batchsampler import NPairs
 
 
@@ -133,18 +133,42 @@ def _fake_cub(root, counts):
             (folder / "{:04d}.jpg".format(index)).write_bytes(picture.getvalue())
 
 
-def test_cub200_counts_and_labels(tmp_path):
-    _fake_cub(tmp_path, [59] * 64 + [58] * 36 + [59] * 124)
+def test_cub200_with_other_classes_is_refused(tmp_path):
+    _fake_cub(tmp_path, [1] * 224)
     with pytest.raises(DatasetError, match="224 class folders instead of 200"):
         CUB2011Metric(str(tmp_path))
 
 
-def test_cub200_splits(tmp_path):
-    _fake_cub(tmp_path, [59] * 64 + [58] * 36 + [59] * 100)
+def test_cub200_splits(tmp_path, monkeypatch):
+    assert sum(CUB2011Metric.PICTURES.values()) == 11788
+    monkeypatch.setattr(CUB2011Metric, "PICTURES", {True: 164, False: 124})
+    _fake_cub(tmp_path, [2] * 64 + [1] * 136)
     train = CUB2011Metric(str(tmp_path), train=True)
-    assert len(train) == 5864 and len(train.classes) == 100 and set(train.targets) == set(range(100))
-    with pytest.raises(DatasetError, match="5900 test pictures instead of 5924"):
+    assert len(train) == 164 and len(train.classes) == 100 and set(train.targets) == set(range(100))
+    with pytest.raises(DatasetError, match="100 test pictures instead of 124"):
         CUB2011Metric(str(tmp_path))
+
+
+def test_every_data_set_describes_itself():
+    assert all(data_set.summary and "\n" not in data_set.summary for data_set in DATASETS.values())
+    assert [name for name, data_set in DATASETS.items() if data_set.can_download] == ["cub200"]
+
+
+@pytest.mark.parametrize("can_download, download, expected", [
+    (True, True, [(True, True), (False, False)]), (True, False, [(True, False), (False, False)]),
+    (False, True, [(True, False), (False, False)])])
+def test_a_download_is_asked_of_sets_that_can_and_once(monkeypatch, can_download, download, expected):
+    calls = []
+
+    class Moths:
+        def __init__(self, root, train, **options):
+            assert set(options) <= ({"download"} if can_download else set())
+            calls.append((train, options.get("download", False)))
+
+    Moths.can_download = can_download
+    monkeypatch.setitem(DATASETS, "moths", Moths)
+    load_splits("moths", "nowhere", download)
+    assert calls == expected
 
 
 def test_cub200_missing_says_how_to_get_it(tmp_path):
@@ -187,6 +211,24 @@ def test_training_batches_depend_on_seed_and_epoch_alone(pictures):
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(alone, with_workers))
     assert not torch.equal(alone[0][0], _train_batches(images, 0, 2)[0][0])
     assert not torch.equal(alone[0][0], _train_batches(images, 0, 1, seed=1)[0][0])
+
+
+def test_spans_of_a_training_batch_make_up_the_whole(pictures):
+    images = FolderMetric(str(pictures), train=True)
+    sampler = NPairs(images, 8, 3, 3, seed=0)
+    loaders = [TrainLoader(images, sampler, 32, span=span) for span in (None, (0, 3), (3, 8))]
+    assert [each.span for each in loaders] == [(0, 8), (0, 3), (3, 8)]
+    for whole, *parts in zip(*(each.epoch(1) for each in loaders)):
+        assert all(torch.equal(whole[kind], torch.cat([part[kind] for part in parts])) for kind in (0, 1))
+
+
+def test_spans_of_an_evaluation_make_up_the_whole(pictures):
+    images = FolderMetric(str(pictures))
+    loaders = [EvaluationLoader(images, 4, 32, span=span) for span in (None, (0, 7), (7, 7), (7, 18))]
+    assert [(loader.count, loader.total, len(loader)) for loader in loaders] == [
+        (18, 18, 5), (7, 18, 2), (0, 18, 0), (11, 18, 3)]
+    whole, *parts = ([batch for batch, _ in loader] for loader in loaders)
+    assert torch.equal(torch.cat(whole), torch.cat([batch for part in parts for batch in part]))
 
 
 def test_training_crops_are_windows_of_the_resized_picture(pictures):

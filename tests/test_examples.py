@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import run
-from conftest import ROOT
+from processes import ROOT
 
 sys.path.insert(0, os.path.join(ROOT, "examples"))
 
@@ -79,7 +79,7 @@ def test_summary_shows_before_best_and_final(tmp_path, capsys):
     teacher = _run_directory(tmp_path / "teacher", "run.py", {"loss": "l2_triplet", "sample": "all"}, [0.2, 0.3])
     assert summary.main([teacher, student]) == 0
     rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert rows[3] == ["student", "resnet18 d=16 not normalised", "1 RKD-D + 2 RKD-A", "2", "0.1000", "0.5000",
+    assert rows[3] == ["student", "resnet18 d=16 not normalised", "2 angle + 1 dist", "2", "0.1000", "0.5000",
                        "0.4000", "1.5", "3"]
     assert rows[2][2] == "l2_triplet, all negatives"
 

@@ -7,11 +7,12 @@ import torch
 
 import run
 import run_distill
-from conftest import options_for
+from conftest import distil_for, options_for
+from metric.distances import cdist
 from metric.loss import HardDarkRank, L2Triplet, RkdDistance, RKdAngle
 from metric.pairsampler import AllPairs
 from metric.utils import recall
-from runs import complete, finish, start_ranks
+from processes import complete, finish, start_ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 
@@ -39,6 +40,30 @@ def test_losses_are_those_of_the_cpu(criterion):
     assert float((found[1][1] - found[0][1]).abs().max()) <= 1e-4 * float(found[0][1].abs().max())
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_distances_and_their_gradients_are_those_of_the_cpu(p):
+    torch.manual_seed(0)
+    e, outer = 100 + torch.randn(300, 32), torch.randn(300, 300)
+    e[150:] = e[:150] + 1e-3  # pairs that are close together, far from the origin
+    found = []
+    for device in ("cpu", "cuda"):
+        a, b = (e.to(device).detach().clone().requires_grad_() for _ in range(2))
+        distance = cdist(a, b, p)
+        (distance * outer.to(device)).sum().backward()
+        found.append([x.detach().cpu() for x in (distance, a.grad, b.grad)])
+    for one, expected in zip(*found):
+        assert float((one - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_the_gradient_of_distances_takes_bounded_memory():
+    student = torch.randn(4096, 512, device="cuda", requires_grad=True)  # all differences at once would take 34 GB
+    teacher = torch.randn(4096, 64, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    RkdDistance()(student, teacher).backward()
+    assert torch.cuda.max_memory_allocated() - before < 2e9
+
+
 def test_recalls_are_those_of_the_cpu():
     torch.manual_seed(0)
     embeddings, labels = torch.randn(2000, 64), torch.arange(2000) // 10
@@ -52,14 +77,12 @@ def test_both_scripts_train_and_resume(pictures, tmp_path, capsys):
     assert run.main(["--resume", "--save_dir", teacher, "--epochs", "3", "--workers", "0"]) == 0
     with open(teacher + "/log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [0, 1, 2, 3]
-    assert run_distill.main(["--teacher_load", teacher + "/best.pth", "--base", "resnet18", "--pretrained", "none",
-                             "--embedding_size", "4", "--batch", "8", "--num_image_per_class", "3", "--iter_per_epoch",
-                             "2", "--epochs", "1", "--workers", "0", "--device", "cuda", "--dist_ratio", "1",
-                             "--angle_ratio", "2", "--at_ratio", "1"]) == 0
+    assert run_distill.main(on_gpu(distil_for(teacher, "--epochs", "1", "--dist_ratio", "1", "--angle_ratio", "2",
+                                              "--at_ratio", "1"))) == 0
 
 
 def test_out_of_memory_says_what_to_lower(pictures, capsys, monkeypatch):
-    monkeypatch.setattr(run, "place", lambda network, device: torch.empty(2 ** 50, device=device))
+    monkeypatch.setattr(run, "open_network", lambda run: torch.empty(2 ** 50, device=run.device))
     assert run.main(on_gpu(options_for(pictures))) == 1
     assert "out of memory: lower --batch" in capsys.readouterr().err
 

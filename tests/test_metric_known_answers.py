@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from metric.loss import (AttentionTransfer, ContrastiveLoss, HardDarkRank, L1Triplet, L2Triplet, RKdAngle,
                          RkdDistance)
 from metric.pairsampler import AllPairs, HardNegative, SemiHardNegative, distance_weights
-from metric.utils import recall
+from metric.retrieval import recall, recall_by_definition
 
 STUDENT = torch.tensor([[math.sin(0.7 * i + 1.3 * j + 0.1 * i * j) for j in range(6)] for i in range(12)],
                        dtype=torch.float64)
@@ -74,8 +74,9 @@ def test_sampled_negatives(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_recall(dtype):
-    found = recall(STUDENT.to(dtype), LABELS, [1, 2, 4, 8])
+@pytest.mark.parametrize("function", [recall, recall_by_definition])
+def test_recall(function, dtype):
+    found = function(STUDENT.to(dtype), LABELS, [1, 2, 4, 8])
     assert found == [8 / 12, 10 / 12, 1.0, 1.0]
     assert all(type(fraction) is float for fraction in found)
 

@@ -1,16 +1,17 @@
 """Triplet and contrastive losses against plain loops, and in their corner cases."""
 
+import functools
 import math
 
 import pytest
 import torch
 
-from metric.loss import ContrastiveLoss, L1Triplet, L2Triplet, contrastive_loss, triplet_loss
-from metric.pairsampler import AllPairs, DistanceWeighted, HardNegative, RandomNegative, SemiHardNegative
+from metric.loss import LOSSES, ContrastiveLoss, L1Triplet, L2Triplet, contrastive_loss, triplet_loss
+from metric.pairsampler import SAMPLERS, AllPairs, HardNegative, SemiHardNegative
 
 LABELS = torch.tensor([3, 1, 3, 3, 1, 8, 0, 0])
-LOSSES = [L1Triplet, L2Triplet, ContrastiveLoss]
-SAMPLERS = [AllPairs, RandomNegative, HardNegative, SemiHardNegative, DistanceWeighted]
+each_loss = pytest.mark.parametrize("loss", list(LOSSES.values()), ids=list(LOSSES))
+each_sampler = pytest.mark.parametrize("sampler", list(SAMPLERS.values()), ids=list(SAMPLERS))
 
 
 def random_matrix(rows, columns, seed=0, dtype=torch.float64):
@@ -54,24 +55,24 @@ def test_contrastive_equals_loops(margin):
     assert contrastive_loss(embeddings, *index, margin=margin).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_modules_use_their_sampler_and_margin(loss):
-    class FixedTriplets:
-        def __call__(self, embeddings, labels):
-            return random_triplets(3)
+def test_the_names_of_the_command_line():
+    expected = {"l1_triplet": L1Triplet, "l2_triplet": L2Triplet, "contrastive": ContrastiveLoss}
+    assert {name: LOSSES[name] for name in expected} == expected
 
+
+@pytest.mark.parametrize("loss, loop", [
+    (L1Triplet, functools.partial(loop_triplet, p=1)), (L2Triplet, functools.partial(loop_triplet, p=2)),
+    (ContrastiveLoss, loop_contrastive)])
+def test_modules_use_their_sampler_and_margin(loss, loop):
     embeddings = random_matrix(8, 3)
-    rows, triplets = embeddings.tolist(), torch.stack(random_triplets(3), 1).tolist()
-    found = loss(margin=0.7, sampler=FixedTriplets())(embeddings, LABELS).item()
-    if loss is ContrastiveLoss:
-        assert found == pytest.approx(loop_contrastive(rows, triplets, 0.7), rel=1e-12)
-    else:
-        assert found == pytest.approx(loop_triplet(rows, triplets, 0.7, 1 if loss is L1Triplet else 2), rel=1e-12)
+    expected = loop(embeddings.tolist(), torch.stack(random_triplets(3), 1).tolist(), margin=0.7)
+    found = loss(margin=0.7, sampler=lambda embeddings, labels: random_triplets(3))(embeddings, LABELS)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
     assert isinstance(loss().sampler, AllPairs) and loss().margin == 0.2
 
 
 @pytest.mark.parametrize("sampler", [AllPairs, HardNegative, SemiHardNegative])
-@pytest.mark.parametrize("loss", LOSSES)
+@each_loss
 def test_gradient(loss, sampler):
     embeddings = random_matrix(8, 3).requires_grad_()
     module = loss(margin=0.5, sampler=sampler())
@@ -112,8 +113,8 @@ EMPTY = ("N=1", "one class", "no positives")
 
 
 @pytest.mark.parametrize("situation", list(SITUATIONS))
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("loss", LOSSES)
+@each_sampler
+@each_loss
 def test_corner_cases_are_finite_and_have_a_gradient(loss, sampler, situation):
     values, labels = SITUATIONS[situation]
     embeddings = values.float().clone().requires_grad_()
@@ -124,13 +125,13 @@ def test_corner_cases_are_finite_and_have_a_gradient(loss, sampler, situation):
         assert value.item() == 0 and embeddings.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_duplicates_cost_the_margin(loss):
+@pytest.mark.parametrize("loss, cost", [(L1Triplet, 0.3), (L2Triplet, 0.3), (ContrastiveLoss, 0.3 ** 2 / 2)])
+def test_duplicates_cost_the_margin(loss, cost):
     value = loss(margin=0.3)(torch.full((4, 3), 0.3, dtype=torch.float64), torch.tensor([0, 0, 1, 1])).item()
-    assert value == pytest.approx(0.3 ** 2 / 2 if loss is ContrastiveLoss else 0.3, abs=1e-5)
+    assert value == pytest.approx(cost, abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@each_loss
 def test_no_triplets_is_zero_even_where_embeddings_are_not_finite(loss):
     embeddings = torch.tensor([[math.inf, 1.0], [math.nan, 0.0]], requires_grad=True)
     value = loss()(embeddings, torch.tensor([0, 0]))
@@ -138,14 +139,14 @@ def test_no_triplets_is_zero_even_where_embeddings_are_not_finite(loss):
     assert value.item() == 0 and embeddings.grad.tolist() == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("loss", LOSSES)
+@each_sampler
+@each_loss
 def test_a_nan_reaches_the_loss(loss, sampler):
     embeddings = torch.full((4, 2), math.nan)
     assert torch.isnan(loss(sampler=sampler())(embeddings, torch.tensor([0, 0, 1, 1])))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@each_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(loss, dtype):
     embeddings = random_matrix(8, 3).to(dtype).requires_grad_()

@@ -1,14 +1,31 @@
-"""Backbones and the embedding head: names, shapes, normalisation, weights."""
-import os
-import pickle
+"""Backbones and the embedding head: names, shapes, normalisation, stages, folding, whose weights they are."""
+import io
+import warnings
 
 import pytest
 import torch
 
-from model import LinearEmbedding, WeightsError, compat, read_weights
-from model.backbone import BACKBONES, ResNet18, ResNet50
+from model import BACKBONES, LinearEmbedding, WeightsError, compat, fused, recognise
+from model.backbone import ResNet, ResNet18, ResNet50
+from tiny import TinyResNet
 
 torchvision = compat.import_torchvision()
+
+
+class ResNet34(ResNet):
+    """What one more backbone takes; its row in BACKBONES is written by a fixture."""
+
+    architecture = "resnet34"
+    blocks = (3, 4, 6, 3)
+    output_size = 512
+
+
+@pytest.fixture
+def backbones(monkeypatch):
+    """BACKBONES with two more rows."""
+    monkeypatch.setitem(BACKBONES, "tiny", TinyResNet)
+    monkeypatch.setitem(BACKBONES, "resnet34", ResNet34)
+    return BACKBONES
 
 
 def test_features_are_torchvisions():
@@ -23,7 +40,7 @@ def test_features_are_torchvisions():
     assert torch.allclose(backbone(images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("constructor, width", [(ResNet18, 512), (ResNet50, 2048)])
+@pytest.mark.parametrize("constructor, width", [(ResNet18, 512), (ResNet50, 2048), (TinyResNet, 8)])
 def test_output_size(constructor, width):
     backbone = constructor(pretrained=False).eval()
     assert backbone.output_size == width
@@ -31,9 +48,17 @@ def test_output_size(constructor, width):
 
 
 def test_uint8_and_float_pictures_are_one_input():
-    network = LinearEmbedding(ResNet18(pretrained=False)).eval()
+    network = LinearEmbedding(TinyResNet(pretrained=False), 8).eval()
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     assert torch.allclose(network(images), network(images.float() / 255), atol=1e-5)
+
+
+def test_a_backbone_has_its_own_normalisation():
+    class Plain(TinyResNet):
+        mean, std = (0.0, 0.5, 1.0), (1.0, 2.0, 4.0)
+
+    found = Plain(pretrained=False).normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    assert found.flatten().tolist() == [1, 0.25, 0]
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -45,6 +70,8 @@ def test_embedding_and_stages(normalize):
         (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
     assert torch.allclose(pooled, stage4.mean((2, 3)), atol=1e-6)
     assert torch.equal(embeddings, network(images))
+    for again in network(images, get_stages=True), network(images, get_ha=True):  # get_ha: the reference's keyword
+        assert all(map(torch.equal, again, (stage1, stage2, stage3, stage4, pooled, embeddings)))
     expected = network.linear(pooled)
     if normalize:
         expected = expected / expected.norm(dim=1, keepdim=True)
@@ -57,107 +84,72 @@ def test_state_dict_has_the_references_names():
     assert names == backbone | {"linear.weight", "linear.bias"}
 
 
-def test_pretrained_file_with_and_without_classifier(tmp_path):
-    weights = torchvision.models.resnet18().state_dict()
-    for name in ("with", "without"):
-        path = str(tmp_path / name)
-        torch.save(weights if name == "with" else {k: v for k, v in weights.items() if k[:3] != "fc."}, path)
-        assert torch.equal(ResNet18(pretrained=path).conv1.weight, weights["conv1.weight"])
-    with pytest.raises(WeightsError, match="not a torchvision state dict of ResNet50"):
-        ResNet50(pretrained=path)
+@pytest.mark.parametrize("constructor, last", [(ResNet50, "bn3"), (TinyResNet, "bn2")])
+def test_zero_init_residual_makes_blocks_the_identity(constructor, last):
+    for zero in (True, False):
+        backbone = constructor(pretrained=False, zero_init_residual=zero)
+        assert all((getattr(block, last).weight.abs().max() == 0) == zero for block in backbone.layer2)
 
 
-def test_zero_init_residual_makes_blocks_the_identity():
-    backbone = ResNet50(pretrained=False, zero_init_residual=True)
-    assert all(block.bn3.weight.abs().max() == 0 for block in backbone.layer2)
-    assert all(block.bn3.weight.abs().max() > 0 for block in ResNet50(pretrained=False).layer2)
+def _with_statistics(network):
+    """Give every BatchNorm a state that folding can get wrong."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for value in (module.weight, module.running_var):
+                torch.nn.init.uniform_(value, 0.5, 1.5)
+            for value in (module.bias, module.running_mean):
+                torch.nn.init.normal_(value)
+    return network
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_imagenet_without_network_names_file_and_place(name, tmp_path, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(WeightsError) as error:
-        BACKBONES[name](pretrained=True)
-    message = str(error.value)
-    assert compat.imagenet_weights_url(name) in message and str(tmp_path) in message
-    assert "--pretrained none" in message and "no route to host" in message
-
-
-def test_imagenet_weights_are_taken_from_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    path = compat.cached_weights_path(compat.imagenet_weights_url("resnet18"))
-    os.makedirs(os.path.dirname(path))
-    weights = torchvision.models.resnet18().state_dict()
-    torch.save(weights, path)
-    assert torch.equal(ResNet18().conv1.weight, weights["conv1.weight"])
+@pytest.mark.parametrize("constructor", [ResNet18, ResNet50, TinyResNet])
+@torch.no_grad()
+def test_fused_network_is_the_same_function(constructor):
+    original = _with_statistics(LinearEmbedding(constructor(pretrained=False), constructor.output_size, 16)).train()
+    small, names = fused(original), list(original.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert original.training and not small.training
+    for expected, found in zip(original.eval()(images, True), small(images, True)):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in small.modules())
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+    assert list(original.state_dict()) == names and all(value.requires_grad for value in original.parameters())
 
 
-class RunsCode:
-    """A pickle that would make a folder while it is read."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
+def test_a_backbone_recognises_its_own_weights(backbones):
+    for name, constructor in backbones.items():
+        assert recognise(constructor(pretrained=False).state_dict()) == name
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("loader", ["torch's own", "ours"])
-def test_weights_never_run_code(tmp_path, monkeypatch, zipped, loader):
-    trap, path = tmp_path / "trap", str(tmp_path / "weights.pth")
-    torch.save({"weight": RunsCode(str(trap))}, path, _use_new_zipfile_serialization=zipped)
-    if loader == "ours":
-        monkeypatch.setattr(compat, "_WEIGHTS_ONLY_IS_SAFE", (99, 0))
-    with pytest.raises(WeightsError, match="is refused"):
-        read_weights(path)
-    assert not trap.exists()
-    with open(path, "wb") as file:
-        pickle.dump(RunsCode(str(trap)), file)
-    with pytest.raises(WeightsError):
-        read_weights(path)
-    assert not trap.exists()
+def test_nobody_recognises_weights_of_another_network(backbones):
+    tiny = TinyResNet(pretrained=False).state_dict()
+    wider = {name: torch.ones([9] + list(value.shape[1:])) for name, value in tiny.items() if value.dim()}
+    deeper = dict(tiny, **{"layer2.1.conv1.weight": torch.ones(8, 8, 3, 3)})
+    scalars = {name: torch.tensor(1.0) for name in tiny}
+    others = torchvision.models.resnet101().state_dict(), torchvision.models.googlenet(init_weights=False).state_dict()
+    for weights in others + (wider, deeper, scalars, {}, {"layer1.": torch.ones(1)}):
+        assert recognise(weights) is None
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_our_unpickler_reads_what_torch_saves(tmp_path, monkeypatch, zipped):
-    monkeypatch.setattr(compat, "_WEIGHTS_ONLY_IS_SAFE", (99, 0))
-    weights = LinearEmbedding(ResNet18(pretrained=False)).state_dict()
-    weights["half"] = torch.ones(3).half()
-    path = str(tmp_path / "weights.pth")
-    torch.save(weights, path, _use_new_zipfile_serialization=zipped)
-    loaded = read_weights(path)
-    assert list(loaded) == list(weights)
-    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+def test_tiny_backbone_is_tiny():
+    backbone, file = TinyResNet(pretrained=False).train(), io.BytesIO()
+    stages = backbone(torch.rand(2, 3, 32, 32), True)
+    assert [tuple(stage.shape) for stage in stages] == [(2, 8, 8, 8)] * 4 + [(2, 8)]
+    torch.save(backbone.state_dict(), file)
+    assert len(file.getvalue()) < 50000
+    with pytest.raises(WeightsError, match="no ImageNet weights of this backbone"):
+        TinyResNet()
 
 
-def _truncated(path):
-    torch.save({"weight": torch.ones(1000)}, path)
-    with open(path, "r+b") as file:
-        file.truncate(700)
-
-
-DAMAGED = {
-    "missing": (lambda path: None, "no such file"),
-    "a folder": (os.mkdir, "is a folder"),
-    "empty": (lambda path: open(path, "w").close(), "damaged"),
-    "text": (lambda path: open(path, "w").write("hello, I am no checkpoint\n" * 9), "damaged|refused"),
-    "truncated": (_truncated, "damaged"),
-    "a list": (lambda path: torch.save([torch.ones(2)], path), "no state dict"),
-    "nested": (lambda path: torch.save({"state_dict": {"a": torch.ones(2)}}, path), "no state dict"),
-    "not finite": (lambda path: torch.save({"a": torch.tensor([1, float("nan")])}, path), "not finite, first in a"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGED)
-def test_damaged_weights_are_one_line(tmp_path, kind):
-    make, expected = DAMAGED[kind]
-    path = str(tmp_path / "weights.pth")
-    make(path)
-    with pytest.raises(WeightsError, match=expected) as error:
-        read_weights(path)
-    assert path in str(error.value) and "\n" not in str(error.value)
+def test_float32_is_not_tf32():
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compat.require_float32_products()
+        assert not matmul.allow_tf32 and not cudnn.allow_tf32
+        assert getattr(getattr(cudnn, "conv", None), "fp32_precision", "ieee") != "tf32"  # torch 2.9 and later
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -6,7 +6,7 @@ import torch
 
 import run
 import run_distill
-from conftest import options_for
+from conftest import distil_for, options_for
 from engine import precision
 from engine.device import place
 from engine.errors import UsageError
@@ -50,8 +50,8 @@ def test_fused_network_is_the_same_function(base):
 
 
 def test_memory_format_changes_no_name_and_no_saved_layout(tmp_path):
-    from engine.files import write_tensors
-    from engine.state import Training
+    from engine.rundir.files import write_tensors
+    from engine.training import Training
     placed = place(network(), CPU)
     assert placed.base.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     write_tensors(str(tmp_path / "a.pth"), Training(placed, None, None, None, None).weights())
@@ -127,10 +127,8 @@ def test_no_train_recall(pictures, tmp_path, capsys):
     assert run.main(options_for(pictures, "--no_train_recall", "--save_dir", teacher)) == 0
     assert capsys.readouterr().out.count("] Recall@1") == 3
     student = tmp_path / "student"
-    assert run_distill.main(["--teacher_load", teacher + "/best.pth", "--base", "resnet18", "--embedding_size", "4",
-                             "--pretrained", "none", "--batch", "8", "--num_image_per_class", "3", "--iter_per_epoch",
-                             "2", "--epochs", "1", "--workers", "0", "--device", "cpu", "--dist_ratio", "1",
-                             "--no_train_recall", "--save_dir", str(student)]) == 0
+    assert run_distill.main(distil_for(teacher, "--epochs", "1", "--dist_ratio", "1", "--no_train_recall",
+                                       "--save_dir", student)) == 0
     out = capsys.readouterr().out
     assert out.count("] Recall@1") == 3 and "Best Train Recall" not in out and "Best Eval Recall" in out
     assert "Train" not in (student / "result.txt").read_text()

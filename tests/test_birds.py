@@ -1,18 +1,23 @@
-"""The drawn birds: the same bytes for everybody, whole or not there at all, and too hard for raw pixels."""
+"""The drawn birds: the same bytes for everybody, whole or not there at all, too hard for raw pixels; their sheet."""
 import concurrent.futures
 import functools
+import hashlib
 import multiprocessing
 import os
-import subprocess
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import files, synthetic
-from dataset.scenery import draw_bird
-from dataset.synthetic import contact_sheet, prepare_birds, species
+from processes import ROOT
+from dataset import FolderMetric, files, load_splits
+from dataset.birds import CLASSES, draw_bird, invent_species, prepare, prepare_birds
+
+sys.path.insert(0, os.path.join(ROOT, "examples"))
+
+import contact_sheet  # noqa: E402
 
 SMALL = {"classes": 4, "pictures": 3, "size": 64, "progress": False}
 
@@ -31,11 +36,6 @@ def read_all(images):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return prepare_birds(str(tmp_path_factory.mktemp("birds")), processes=1, **SMALL)
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return prepare_birds(str(tmp_path_factory.mktemp("all_birds")), progress=False)
 
 
 def test_layout_is_cubs(small):
@@ -57,7 +57,7 @@ def test_bytes_do_not_depend_on_processes(small, tmp_path, monkeypatch, start):
     if start not in multiprocessing.get_all_start_methods():
         pytest.skip("processes can't be started by {} here".format(start))
     pool = functools.partial(concurrent.futures.ProcessPoolExecutor, mp_context=multiprocessing.get_context(start))
-    monkeypatch.setattr(synthetic, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", pool)
     assert read_all(prepare_birds(str(tmp_path), processes=2, **SMALL)) == read_all(small)
 
 
@@ -75,7 +75,7 @@ def test_another_seed_draws_other_birds_into_another_folder(small, tmp_path):
 
 def test_a_whole_folder_is_used_as_it_is(tmp_path, monkeypatch):
     images = prepare_birds(str(tmp_path), processes=1, **SMALL)
-    monkeypatch.setattr(synthetic, "draw_bird", None)
+    monkeypatch.setattr(prepare, "draw_bird", None)
     assert prepare_birds(str(tmp_path), processes=1, **SMALL) == images
 
 
@@ -96,26 +96,26 @@ def test_a_folder_that_is_not_whole_is_drawn_anew(small, tmp_path, harm):
 
 def test_a_failure_while_drawing_leaves_nothing(tmp_path, monkeypatch):
     def fail(bird, rng, size):
-        if bird == species(0, 2):
+        if bird == invent_species(0)[2]:
             raise KeyboardInterrupt
         return draw_bird(bird, rng, size)
-    monkeypatch.setattr(synthetic, "draw_bird", fail)
+    monkeypatch.setattr(prepare, "draw_bird", fail)
     with pytest.raises(KeyboardInterrupt):
         prepare_birds(str(tmp_path), processes=1, **SMALL)
     assert os.listdir(str(tmp_path)) == []
 
 
 def test_the_second_of_two_that_draw_at_once_uses_the_first_ones_folder(small, tmp_path, monkeypatch):
-    """Where the disk knows no locks; with locks the second waits."""
+    """On a file system without locks; with locks the second waits."""
     monkeypatch.setattr(files, "fcntl", None)
 
     def overtaken(bird, rng, size):
-        monkeypatch.setattr(synthetic, "draw_bird", draw_bird)
+        monkeypatch.setattr(prepare, "draw_bird", draw_bird)
         winner.append(prepare_birds(str(tmp_path), processes=1, **SMALL))
         winner.append(os.stat(winner[0]).st_ino)
         return draw_bird(bird, rng, size)
     winner = []
-    monkeypatch.setattr(synthetic, "draw_bird", overtaken)
+    monkeypatch.setattr(prepare, "draw_bird", overtaken)
     images = prepare_birds(str(tmp_path), processes=1, **SMALL)
     assert [images, os.stat(images).st_ino] == winner
     assert len(os.listdir(str(tmp_path))) == 1 and read_all(images) == read_all(small)
@@ -147,53 +147,78 @@ def test_numbers_out_of_range_are_refused(tmp_path, wrong):
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])
 def test_species_have_names_and_looks_of_their_own(seed):
-    birds = [species(seed, index) for index in range(synthetic.CLASSES)]
-    assert len({bird.name for bird in birds}) == synthetic.CLASSES
-    assert len({bird._replace(name="") for bird in birds}) == synthetic.CLASSES
+    birds = invent_species(seed)
+    assert len({bird.name for bird in birds}) == len(birds) == CLASSES
+    assert len({bird._replace(name="") for bird in birds}) == CLASSES
     assert all(name.replace("-", "").replace("_", "").isalpha() for name in (bird.name for bird in birds))
 
 
+def test_species_of_version_1_stay_as_they_are():
+    """Other species need another VERSION, for folders of this name hold these."""
+    birds = invent_species(0)
+    assert [bird.name for bird in birds[:2]] == ["Ivory-tailed_Warbler", "Streaked_Parakeet"] and prepare.VERSION == 1
+    looks = "\n".join(" ".join("{:.6f}".format(value) if isinstance(value, float) else str(value) for value in bird)
+                      for bird in birds)
+    assert hashlib.sha256(looks.encode()).hexdigest()[:16] == "32d7af88edf0e280"
+
+
 def test_draw_bird_has_the_size_asked_for_and_repeats_itself():
-    first, second = (draw_bird(species(0, 5), np.random.default_rng(3), (90, 70)) for _ in range(2))
+    first, second = (draw_bird(invent_species(0)[5], np.random.default_rng(3), (90, 70)) for _ in range(2))
     assert first.size == (90, 70) and first.mode == "RGB" and first.tobytes() == second.tobytes()
 
 
 def test_every_species_can_be_drawn():
-    for index in range(synthetic.CLASSES):
-        picture = np.asarray(draw_bird(species(1, index), np.random.default_rng(index), (48, 40)))
+    for index, bird in enumerate(invent_species(1)):
+        picture = np.asarray(draw_bird(bird, np.random.default_rng(index), (48, 40)))
         assert picture.shape == (40, 48, 3) and picture.std() > 5
 
 
-def test_command_writes_a_contact_sheet(small, tmp_path):
-    sheet = contact_sheet(small, classes=2, pictures=3)
-    assert sheet.width > sheet.height > 2 * 64
-    run = subprocess.run([sys.executable, "-m", "dataset.synthetic", "--help"], stdout=subprocess.PIPE, check=True,
-                         cwd=os.path.dirname(os.path.dirname(os.path.abspath(synthetic.__file__))))
-    assert b"--sheet" in run.stdout
+def test_the_folder_of_an_earlier_release_is_used_as_it_is(small, tmp_path, monkeypatch):
+    shutil.copytree(os.path.dirname(small), str(tmp_path / "synthetic_birds_v1_s0"))
+    monkeypatch.setattr(prepare, "draw_bird", None)
+    train, test = load_splits("synthetic", str(tmp_path))
+    assert train.classes + test.classes == sorted(os.listdir(small))
+    assert train.samples[0][0].startswith(str(tmp_path / "synthetic_birds_v1_s0" / "images" / train.classes[0]))
 
 
-def test_the_default_set_is_complete_and_sane(full):
-    classes = sorted(os.listdir(full))
-    assert len(classes) == 80 and os.path.basename(os.path.dirname(full)) == "synthetic_birds_v1_s0"
-    for name in classes:
-        files = os.listdir(os.path.join(full, name))
-        assert len(files) == 24
-        for file in files:
-            with Image.open(os.path.join(full, name, file)) as image:
-                assert image.mode == "RGB" and all(100 <= side <= 150 for side in image.size)
-
-
-def test_raw_pixels_do_not_retrieve_the_test_classes(full):
-    pixels, labels = [], []
-    for label, name in enumerate(sorted(os.listdir(full))[40:]):
-        for file in sorted(os.listdir(os.path.join(full, name))):
-            with Image.open(os.path.join(full, name, file)) as image:
-                pixels.append(np.asarray(image.resize((64, 64), Image.BILINEAR), np.float32).ravel() / 255)
-            labels.append(label)
-    pixels, labels = np.stack(pixels), np.array(labels)
+def test_all_classes_are_there_and_raw_pixels_do_not_retrieve_them(tmp_path):
+    """With 6 pictures a class, a quarter of the default set."""
+    test = FolderMetric(prepare_birds(str(tmp_path), pictures=6, progress=False))
+    assert len(test.classes) == 40 and len(test) == 40 * 6
+    pixels, labels = [], np.array(test.targets)
+    for path, _ in test.samples:
+        with Image.open(path) as image:
+            assert image.mode == "RGB" and all(100 <= side <= 150 for side in image.size)
+            pixels.append(np.asarray(image.resize((64, 64), Image.BILINEAR), np.float32).ravel() / 255)
+    pixels = np.stack(pixels)
     squares = (pixels ** 2).sum(1)
     distance = squares[:, None] + squares - 2 * pixels @ pixels.T
+    same = labels[:, None] == labels
     np.fill_diagonal(distance, np.inf)
-    recall = (labels[distance.argmin(1)] == labels).mean()
-    # 23 of the 959 others are right: more than chance, or the pictures would have nothing in common
-    assert 23 / 959 < recall < 0.35
+    assert (labels[distance.argmin(1)] == labels).mean() < 0.1  # by chance: 5 of the 239 others
+    apart = distance[~same].mean()
+    assert 0.9 * apart < distance[same & np.isfinite(distance)].mean() < apart  # but a class has something in common
+
+
+def test_contact_sheet_shows_every_picture(small):
+    sheet = contact_sheet.contact_sheet(small, classes=3, pictures=2)
+    cells = [np.asarray(sheet.crop((left, top, left + contact_sheet.CELL, top + contact_sheet.CELL)))
+             for top in range(0, sheet.height, contact_sheet.CELL)
+             for left in range(contact_sheet.MARGIN, sheet.width, contact_sheet.CELL)]
+    assert len(cells) == 6 and all(cell.std() > 5 for cell in cells)
+
+
+def test_contact_sheet_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contact_sheet, "prepare_birds", functools.partial(prepare_birds, processes=1, **SMALL))
+    assert contact_sheet.main(["--root", "data", "--out", "birds.png"]) == 0
+    with Image.open("birds.png") as sheet:
+        assert sheet.height == 4 * contact_sheet.CELL
+    capsys.readouterr()
+    for wrong in (["--out", "no/birds.png"], ["--out", "birds.xyz"], ["--out", "b.png", "--root", "birds.png"]):
+        assert contact_sheet.main(wrong) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    for wrong in ([], ["--out", "b.png", "--classes", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            contact_sheet.main(wrong)
+        assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""pdist, Recall@K and the precision rule."""
+"""Recall@K: the fast way against the definition, ties, rounding, memory and the contract."""
 
 import math
 
@@ -6,30 +6,11 @@ import pytest
 import torch
 
 from metric import retrieval
-from metric.contracts import autocast_disabled, full_precision
-from metric.utils import pdist, recall, unit
+from metric.retrieval import recall, recall_by_definition
 
 
 def random_matrix(rows, columns, seed=0, dtype=torch.float64):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def loop_distance(a, b):
-    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b)))
-
-
-@pytest.mark.parametrize("squared", [False, True])
-def test_pdist_equals_loops(squared):
-    e = random_matrix(7, 4)
-    rows = e.tolist()
-    expected = [[loop_distance(a, b) ** (2 if squared else 1) for b in rows] for a in rows]
-    assert torch.allclose(pdist(e, squared=squared), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("squared", [False, True])
-def test_pdist_gradient(squared):
-    e = random_matrix(5, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: pdist(x, squared=squared), (e,))
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
@@ -38,91 +19,12 @@ def test_recall_of_huge_and_tiny_embeddings(scale):
     assert recall(e * scale, labels, K=[1, 3]) == recall(e, labels, K=[1, 3])
 
 
-def test_pdist_of_duplicates_is_the_floor_without_gradient():
-    e = torch.tensor([[0.1, 0.7], [0.1, 0.7], [0.1, 0.7]], requires_grad=True)
-    distance = pdist(e)
-    distance.sum().backward()
-    off_diagonal = ~torch.eye(3, dtype=torch.bool)
-    assert torch.equal(distance.diagonal(), torch.zeros(3))
-    assert torch.allclose(distance[off_diagonal], torch.tensor(1e-6), rtol=1e-5, atol=0)
-    assert torch.equal(e.grad, torch.zeros(3, 2))
-    assert pdist(e, squared=True, eps=1e-4)[0, 1].item() == pytest.approx(1e-4)
-
-
-def test_pdist_keeps_its_digits_under_a_shared_offset():
-    e = random_matrix(20, 16, dtype=torch.float32) + 1000
-    exact = torch.cdist(e.double(), e.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    assert (pdist(e).double() - exact).abs().max().item() < 1e-5
-
-
-def test_pdist_of_one_row():
-    e = torch.ones(1, 3, requires_grad=True)
-    pdist(e).sum().backward()
-    assert pdist(e).tolist() == [[0.0]] and e.grad.tolist() == [[0.0] * 3]
-
-
-@pytest.mark.parametrize("bad, error, shown", [
-    (torch.zeros(3), ValueError, r"\(3,\)"),
-    (torch.zeros(2, 3, 4), ValueError, r"\(2, 3, 4\)"),
-    (torch.zeros(0, 3), ValueError, r"\(0, 3\)"),
-    (torch.zeros(2, 3, dtype=torch.int64), TypeError, "int64"),
-    ([[1.0]], TypeError, "list"),
-])
-def test_pdist_contract(bad, error, shown):
-    with pytest.raises(error, match=shown):
-        pdist(bad)
-
-
-def test_unit_of_a_zero_vector_is_zero_without_gradient():
-    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
-    direction = unit(x)
-    direction.sum().backward()
-    assert torch.allclose(direction, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-    assert x.grad[1].tolist() == [0.0, 0.0] and x.grad[0].abs().sum() > 0
-
-
-@pytest.mark.parametrize("given, computed", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
-                                             (torch.float32, torch.float32), (torch.float64, torch.float64)])
-def test_full_precision_promotes_only_what_is_narrow(given, computed):
-    seen = full_precision(lambda x, scale=None: (x.dtype, scale.dtype))
-    assert seen(torch.ones(2).to(given), scale=torch.ones(2).to(given)) == (computed, computed)
-    assert pdist(torch.ones(2, 2).to(given)).dtype == computed
-
-
-def test_full_precision_disables_autocast_and_restores_it():
-    a = random_matrix(4, 4, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert full_precision(lambda x: x @ x)(a).dtype == torch.float32
-        assert (a @ a).dtype == torch.bfloat16
-        assert torch.equal(pdist(a), pdist(a.clone()))
-        inside = pdist(a)
-    assert torch.equal(inside, pdist(a))
-
-
-def test_a_device_type_that_autocast_does_not_know_is_no_error():
-    for device_type in ("meta", "no_such_device"):
-        with autocast_disabled(device_type):
-            pass
-    assert full_precision(lambda x: x.shape)(torch.zeros(2, 3, device="meta")) == (2, 3)
-
-
-def loop_recall(embeddings, labels, ks):
-    """Ranks every query's others by exact distance; of equally far ones, negatives first."""
-    rows, labels = embeddings.double().tolist(), labels.tolist()
-    hits = [0] * len(ks)
-    for i, query in enumerate(rows):
-        others = sorted((loop_distance(query, rows[j]), labels[j] == labels[i]) for j in range(len(rows)) if j != i)
-        for position, k in enumerate(ks):
-            hits[position] += any(same for _, same in others[:k])
-    return [hit / len(rows) for hit in hits]
-
-
 @pytest.mark.parametrize("block_size", [None, 1, 7, 30, 60, 61])
 def test_recall_equals_brute_force_at_every_block_size(block_size):
     embeddings = random_matrix(60, 5, seed=1)
     labels = torch.randint(0, 9, (60,), generator=torch.Generator().manual_seed(2))
     ks = [5, 1, 59, 2]
-    expected = loop_recall(embeddings, labels, ks)
+    expected = recall_by_definition(embeddings, labels, ks)
     assert 0 < expected[1] < expected[3] < expected[0] < expected[2] == 59 / 60, "one query has no positive"
     assert recall(embeddings, labels, ks, block_size=block_size) == expected
     assert recall(embeddings.float(), labels, ks, block_size=block_size) == expected
@@ -130,7 +32,7 @@ def test_recall_equals_brute_force_at_every_block_size(block_size):
 
 def test_recall_defaults_to_the_first_neighbour():
     embeddings, labels = random_matrix(30, 3), torch.arange(30) % 4
-    assert recall(embeddings, labels) == loop_recall(embeddings, labels, [1])
+    assert recall(embeddings, labels) == recall_by_definition(embeddings, labels, [1])
 
 
 def test_recall_never_holds_more_than_a_block(monkeypatch):
@@ -214,7 +116,7 @@ def test_recall_settles_queries_in_float64_when_the_bound_is_hopeless(monkeypatc
 ])
 def test_recall_of_ties_duplicates_and_lonely_queries(embeddings, labels, expected):
     embeddings, labels = torch.tensor(embeddings), torch.tensor(labels)
-    assert recall(embeddings, labels, [1, 2]) == expected == loop_recall(embeddings, labels, [1, 2])
+    assert recall(embeddings, labels, [1, 2]) == expected == recall_by_definition(embeddings, labels, [1, 2])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e5])
@@ -237,7 +139,7 @@ def test_recall_ties_of_binary_codes_are_exact():
     codes = torch.randint(0, 2, (150, 12), generator=generator).float() * 2 - 1
     labels = torch.randint(0, 5, (150,), generator=generator)
     ks = [1, 2, 4, 8, 16]
-    assert recall(codes, labels, ks) == loop_recall(codes, labels, ks)
+    assert recall(codes, labels, ks) == recall_by_definition(codes, labels, ks)
 
 
 @pytest.mark.parametrize("scale, offset", [(1.0, 1e4), (1e-3, 1.0), (1e-30, 0.0), (1e30, 0.0)])
@@ -245,21 +147,21 @@ def test_recall_is_exact_under_offsets_and_extreme_scales(scale, offset):
     embeddings = (random_matrix(80, 6, seed=5) * scale + offset).float()
     labels = torch.arange(80) % 8
     ks = [1, 2, 4]
-    assert recall(embeddings, labels, ks) == loop_recall(embeddings, labels, ks)
+    assert recall(embeddings, labels, ks) == recall_by_definition(embeddings, labels, ks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_recall_of_half_precision_is_computed_in_float32(dtype):
     embeddings, labels = random_matrix(40, 8, seed=6).to(dtype), torch.arange(40) % 5
-    assert recall(embeddings, labels, [1, 3]) == loop_recall(embeddings, labels, [1, 3])
+    assert recall(embeddings, labels, [1, 3]) == recall_by_definition(embeddings, labels, [1, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert recall(embeddings, labels, [1, 3]) == loop_recall(embeddings, labels, [1, 3])
+        assert recall(embeddings, labels, [1, 3]) == recall_by_definition(embeddings, labels, [1, 3])
 
 
 def test_recall_takes_no_gradient_and_works_on_inference_tensors():
     labels = torch.arange(10) % 3
     embeddings = random_matrix(10, 3).requires_grad_()
-    expected = loop_recall(embeddings.detach(), labels, [1])
+    expected = recall_by_definition(embeddings.detach(), labels, [1])
     assert recall(embeddings, labels, [1]) == expected
     with torch.inference_mode():
         inside = embeddings * 1
