@@ -22,11 +22,12 @@ from engine.loop import Job, fit
 from engine.networks import for_steps, open_network
 from engine.settle import settled
 from metric.loss import LOSSES
-from metric.pairsampler import SAMPLERS
+from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
 TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
                  "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every", "overwrite",
                  "sync_bn")
+NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
 def build_parser():
@@ -34,14 +35,14 @@ def build_parser():
     group = parser.add_argument_group("what to do")
     group.add_argument("--mode", choices=("train", "eval"), default="train", help="train, or measure Recall@K only")
     group.add_argument("--load", metavar="PATH",
-                       help="weights of a network to start from or to measure. What you don't state of the network "
+                       help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from the config.json beside it, else from "
-                            "the file; with --mode eval the data options (dataset, data, image_size), too")
+                            "the file; with --mode eval the data options (dataset, data, image_size, skip_broken), too")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(LOSSES), default="l2_triplet", help="loss")
-    group.add_argument("--sample", choices=tuple(SAMPLERS), default="all", help=options.SAMPLER_HELP)
+    group.add_argument("--sample", choices=tuple(SAMPLERS), default="all", help=SAMPLER_HELP)
     group.add_argument("--margin", type=options.positive_float, default=0.2, help="margin of the loss")
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -50,27 +51,24 @@ def build_parser():
 
 
 def measure(command):
-    # Settle: the options are final from here on.
-    def check(args, stated):
-        options.refuse_idle(stated, TRAINING_ONLY, "with --mode eval")
+    def check(args, given):
+        options.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
 
-    with settled(command, check, data_from="load", training=False) as run:
+    # Settle: run.args does not change after this.
+    with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
         # Data.
         data = open_data(run)
         # Network.
         network = open_network(run)
         # Measure.
-        evaluate_splits(network, data.evaluation, run.args.recall, run.device, 0, run.precision)
+        evaluate_splits(network, data.evaluation, run.args.recall, run.device, epoch=0, precision=run.precision)
 
 
 def train(command):
-    # Settle: the options are final from here on.
-    def check(args, stated):
-        options.check_batches(args, pairs_needed=True)
-
-    with settled(command, check) as run:
+    # Settle: run.args does not change after this.
+    with settled(command, lambda args, given: True, NETWORKS) as run:  # True: these losses need pairs of one class
         # Data.
-        data = open_data(run, pairs_needed=True)
+        data = open_data(run)
         # Network.
         network = open_network(run)
         model = for_steps(run, network)
@@ -78,20 +76,20 @@ def train(command):
 
         # Fit.
         def step(images, labels):
+            # The embeddings and labels of the whole batch, from all ranks.
             embeddings = ranks.gathered(model(images), run.args.batch)
             return {run.args.loss: criterion(embeddings, ranks.gathered(labels, run.args.batch))}
 
         best = ("Best Recall@{}".format(run.args.recall[0]), "Best", "test")
-        fit(Job(run, data, network, step, bests=[best]))
-
-
-def run(argv):
-    command = options.parse(build_parser, argv)
-    return measure(command) if command.args.mode == "eval" else train(command)
+        fit(Job(run, data, network, step, printed_bests=[best]))
 
 
 def main(argv=None):
-    return run_script("run.py", lambda: run(argv))
+    def run_command():
+        command = options.parse(build_parser(), argv)
+        return measure(command) if command.args.mode == "eval" else train(command)
+
+    return run_script("run.py", run_command)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def build_parser():
 def measure(args):
     """As a rank: print pictures/s with and without exchange as one line of JSON."""
     device, _ = resolve_device(args.device)
-    use_threads(None)
+    use_threads(None, device)
     ranks.use_device(device)
     torch.manual_seed(0)
     student = place(LinearEmbedding(build_backbone("resnet18"), 512, 64, False), device)

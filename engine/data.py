@@ -10,17 +10,14 @@ SHOWN_CLASSES = 3
 SHOWN_LINES = 10
 NAMES = {"train": "training", "test": "test"}
 
-Data = collections.namedtuple("Data", "training evaluation")
-Data.__doc__ = """training: the ``TrainLoader`` of class-balanced batches, or None where nothing is trained.
+Data = collections.namedtuple("Data", "batches evaluation")
+Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or None where nothing is trained.
 evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second only.
 """
 
 
-def open_data(run, pairs_needed=False):
-    """Return the ``Data`` of a run.
-
-    Args:
-        run: a ``settle.Run``. pairs_needed: the loss needs two pictures of a class.
+def open_data(run):
+    """Return the ``Data`` of a ``settle.Run``.
 
     Raises:
         DatasetError: pictures that are missing or can't be read.
@@ -28,37 +25,33 @@ def open_data(run, pairs_needed=False):
     """
     args = run.args
     splits = dict(zip(NAMES, ranks.machine_by_machine(lambda: load_splits(args.dataset, args.data, args.download))))
-    _check(splits, run, pairs_needed)
-    used = {split: images for split, images in splits.items()
-            if split == "test" or run.training or not args.no_train_recall}
+    measured = ["test"] if args.no_train_recall else ["train", "test"]
+    _check(splits, run, measured)
+    used = {split: images for split, images in splits.items() if run.trains or split in measured}
     pictures = ranks.machine_by_machine(lambda: {
         split: open_pictures([path for path, _ in images.samples], resized_size(args.image_size), args.cache,
                              args.data, "{} set".format(NAMES[split]), args.skip_broken)
         for split, images in used.items()})
-    skipped = {split: pictures[split].skipped for split in used}
-    if ranks.count() > 1:
-        ranks.agree({"the {} set".format(NAMES[split]): "{} pictures, {} of them skipped, digest {}".format(
-            len(images), len(skipped[split]), images.fingerprint(args.data)) for split, images in used.items()})
-    lines = _tell_skipped(skipped, used)
+    lines = _tell_skipped({split: pictures[split].skipped for split in used}, used)
     if lines:
-        splits.update((split, used[split].without(problems)) for split, problems in skipped.items())
-        _check(splits, run, pairs_needed)
-    if run.record:
-        run.record.take_data(splits["train"], splits["test"], lines)
-    return _loaders(run, splits, pictures)
+        splits.update((split, images.without(pictures[split].skipped)) for split, images in used.items())
+        _check(splits, run, measured)
+    if run.record or ranks.count() > 1:
+        found = {split: [len(splits[split]), splits[split].fingerprint(args.data)] for split in used}
+        ranks.agree({"the {} set".format(NAMES[split]): "{} pictures, digest {}".format(*entry)
+                     for split, entry in found.items()})
+        if run.record:
+            run.record.take_data(found, lines)
 
-
-def _loaders(run, splits, pictures):
-    args, pinned, training = run.args, run.device.type != "cpu", None
-    if run.training:
-        batches = NPairs(splits["train"], args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
-        training = TrainLoader(splits["train"], batches, args.image_size, args.seed, args.workers, pinned,
-                               pictures["train"], ranks.span(args.batch))
-    batch = -(-args.batch // ranks.count())
-    measured = {split: images for split, images in splits.items() if split == "test" or not args.no_train_recall}
-    return Data(training, {
-        split: EvaluationLoader(images, batch, args.image_size, args.workers, pinned, pictures[split],
-                                ranks.span(len(images))) for split, images in measured.items()})
+    batches, pinned = None, run.device.type != "cpu"
+    if run.trains:
+        drawn = NPairs(splits["train"], args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
+        batches = TrainLoader(splits["train"], drawn, args.image_size, args.seed, args.workers, pinned,
+                              pictures["train"], ranks.span(args.batch))
+    size = -(-args.batch // ranks.count())
+    return Data(batches, {
+        split: EvaluationLoader(splits[split], size, args.image_size, args.workers, pinned, pictures[split],
+                                ranks.span(len(splits[split]))) for split in measured})
 
 
 def _tell_skipped(skipped, splits):
@@ -74,7 +67,7 @@ def _tell_skipped(skipped, splits):
     return lines
 
 
-def _check(splits, run, pairs_needed):
+def _check(splits, run, measured):
     """Print the sizes of the splits, and refuse pictures that don't fit the job: one class only, classes of one picture
     where pairs are needed, fewer pictures than asked for."""
     args = run.args
@@ -91,28 +84,28 @@ def _check(splits, run, pairs_needed):
                 name, "only one class ({})".format(images.classes[0]) if images.classes else "no pictures"))
         if len(images) < ranks.count():
             raise UsageError("the {} set has {} pictures for {} processes".format(name, len(images), ranks.count()))
-        if (split == "test" or not args.no_train_recall) and max(args.recall) > len(images) - 1:
+        if split in measured and max(args.recall) > len(images) - 1:
             raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
                 max(args.recall), name, len(images) - 1))
         counts = collections.Counter(images.targets)
-        single = [name for name in images.classes if counts[images.class_to_idx[name]] == 1]
+        single = [label for label in images.classes if counts[images.class_to_idx[label]] == 1]
         if single:
-            _check_single(split, single, len(counts), pairs_needed and split == "train")
+            _check_single(split, single, len(counts), run.needs_pairs and split == "train")
         most = sum(min(args.num_image_per_class, count) for count in counts.values())
-        if run.training and split == "train" and args.batch > most:
+        if run.trains and split == "train" and args.batch > most:
             raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
                              "{} make {}; lower the one or raise the other".format(
                                  args.batch, len(counts), args.num_image_per_class, most))
 
 
-def _check_single(split, single, classes, pairs_needed):
+def _check_single(split, single, classes, needs_pairs):
     """Warn of ``single``, the classes of one picture, or refuse them."""
     finding = "{} of {} classes of the {} set have a single picture ({})".format(
         len(single), classes, NAMES[split], _first(single))
     if split == "test" and len(single) == classes:
         raise UsageError("every class of the test set has a single picture, so no query has anything to find; add "
                          "pictures of these classes")
-    if pairs_needed:
+    if needs_pairs:
         raise UsageError("{}; the loss needs pairs of one class: add pictures or remove the class".format(finding))
     print("Warning: {}; as queries they count as misses".format(finding), flush=True)
 

@@ -25,7 +25,7 @@ def resolve_device(name):
         UsageError: no such device, or it doesn't work.
     """
     require_float32_products()
-    device, why = _chosen(name)
+    device, why = _first_that_works() if name == "auto" else (_as_asked(name), "as asked")
     if device.type == "cpu":
         keep_freed_memory()
     elif device.type == "cuda":
@@ -33,21 +33,28 @@ def resolve_device(name):
     return device, why
 
 
-def _chosen(name):
+def _as_asked(name):
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
+    device = _of_this_rank(device)
+    reason = _why_it_fails(device)
+    if reason:
+        raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
+    return device
+
+
+def _first_that_works():
     reasons = []
-    for candidate in (("cuda", "mps") if name == "auto" else (name,)):
-        reason = "none"
-        if name != "auto" or _is_present(candidate):
-            try:
-                device = _of_this_rank(torch.device(candidate))
-            except RuntimeError:
-                raise UsageError("--device {}: give auto, cpu, cuda, cuda:N or mps".format(name)) from None
-            reason = _failure(device)
-        if reason is None:
-            return device, "the first accelerator that works" if name == "auto" else "as asked"
-        if name != "auto":
-            raise UsageError("--device {} doesn't work here ({}); try --device cpu".format(name, reason))
-        reasons.append("{}: {}".format(candidate, reason))
+    for kind in ("cuda", "mps"):
+        reason = "not there"
+        if _is_present(kind):
+            device = _of_this_rank(torch.device(kind))
+            reason = _why_it_fails(device)
+            if reason is None:
+                return device, "the first accelerator that works"
+        reasons.append("{}: {}".format(kind, reason))
     return torch.device("cpu"), "no accelerator that works; " + ", ".join(reasons)
 
 
@@ -72,7 +79,7 @@ def _of_this_rank(device):
     return torch.device("cuda", number)
 
 
-def _failure(device):
+def _why_it_fails(device):
     """Return None if the device can compute distances and their gradient (mps can't in most versions of torch), else
     the reason in one line."""
     try:
@@ -84,17 +91,18 @@ def _failure(device):
         return first_line(error)
 
 
-def use_threads(wanted):
+def use_threads(wanted, device):
     """Let torch compute with ``wanted`` threads on the CPU; return what to print of it.
 
-    None: as many as torch takes by itself (all cores, or OMP_NUM_THREADS); ranks divide the cores of their machine.
+    None: as many as torch takes by itself (all cores, or OMP_NUM_THREADS); ranks that train on the CPU divide the cores
+    of their machine.
     """
-    if wanted is None and ranks.count() > 1:
+    if wanted is None and ranks.count() > 1 and device.type == "cpu":
         wanted = max(1, usable_cores() // ranks.local()[1])
     if wanted is not None:
         torch.set_num_threads(wanted)
     threads = torch.get_num_threads()
-    free = _free_cores() if threads > 1 and ranks.count() == 1 else None
+    free = _free_cores() if threads > 1 and ranks.count() == 1 and device.type == "cpu" else None
     if free is None or free > threads - 0.5:
         return str(threads)
     return ("{}; this machine is busy, {:.1f} of {} cores are free; --threads 1 may be several times faster: threads "

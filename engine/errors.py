@@ -4,7 +4,7 @@ import re
 import signal
 import sys
 
-from dataset import BrokenPicturesError, DatasetError
+from dataset import LOADING_PATIENCE, BrokenPicturesError, DatasetError
 from engine.interruption import Stopped, handled_interruptions, interrupted
 from model import WeightsError
 
@@ -33,12 +33,12 @@ def first_line(error):
 def run_script(program, body):
     """Call ``body()`` and return the exit code of the process, with one line on stderr where it is not 0.
 
-    Of several processes each tells its own failure; a signal, which all of them know of, is told by the first one.
+    Of several processes each prints its own error; a signal is printed by the first one only.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started this
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))
         elif hasattr(stream, "reconfigure"):  # a file's name may hold letters that the terminal doesn't know
             stream.reconfigure(errors="backslashreplace")
     rank = os.environ.get("RANK", "0")
@@ -61,7 +61,7 @@ def run_script(program, body):
         lines, teller = [message], program
     except (TrainingError, MemoryError, RuntimeError, LostRank, OSError) as error:
         message, code = _of_failure(error)
-        if message is None:  # a mistake of ours
+        if message is None:  # a bug: show the traceback
             raise
         lines = [message]
     lines = [" ".join(line.split()) for line in lines]
@@ -74,8 +74,7 @@ def run_script(program, body):
 def _of_signal(error):
     """Return (message, exit code) of a run that a signal ended."""
     number = getattr(error, "number", signal.SIGINT)
-    advice = getattr(error, "advice", None) or ("what --save_dir held before, if one was given, is whole, and --resume "
-                                                "goes on with it")
+    advice = getattr(error, "advice", None) or "what --save_dir held before, if anything, is whole"
     return "interrupted by {}; {}".format(signal.Signals(number).name, advice), EXIT_SIGNAL + number
 
 
@@ -88,12 +87,16 @@ def _of_failure(error):
     elif isinstance(error, LostRank):
         # Without the line of C++ that torch.distributed's errors come from.
         reason = re.sub(r"\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", first_line(error)).split(". ")[0]
-        message = ("another process of this run has ended or can't be reached; the last checkpoint.pth, if a "
-                   "--save_dir was given, is whole: --resume goes on from it ({})".format(reason))
+        message = ("another process of this run has ended or can't be reached ({}); it prints why, if it can. A "
+                   "checkpoint.pth that was there is whole: --resume goes on from it".format(reason))
     elif isinstance(error, (TrainingError, OSError)):
         message = text
     elif interrupted():  # a process that was just starting died of the same signal
         return _of_signal(Stopped(interrupted(), between_steps=False))
+    elif "DataLoader timed out" in text:
+        message = ("no pictures came for {} s: too little shared memory (/dev/shm; docker run --shm-size), or a disk "
+                   "that hangs; try --workers 0".format(LOADING_PATIENCE))
     elif "DataLoader worker" in text:
-        message = "a loading process was killed, perhaps for want of memory; try fewer --workers"
+        message = ("a loading process was killed, perhaps for want of memory or of shared memory (/dev/shm); try fewer "
+                   "--workers")
     return message, EXIT_FAILURE

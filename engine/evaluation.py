@@ -1,4 +1,4 @@
-"""Embed a data set, measure Recall@K, print the figure that people publish."""
+"""Embed a data set, measure its Recall@K, print the results."""
 import collections
 import contextlib
 
@@ -33,7 +33,7 @@ def embed(network, loader, device, description="Embedding", precision=None):
     embeddings, labels, done = None, torch.empty(loader.count, dtype=torch.int64), 0
     common = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
     # Written into place: a list of batches would hold all embeddings twice when it is put together.
-    with tqdm(total=len(loader), desc=description, leave=False, disable=None) as bar:
+    with tqdm(total=len(loader), desc=description, leave=False, disable=None if ranks.is_first() else True) as bar:
         for number, (images, batch_labels) in enumerate(loader):
             if number < common:
                 stop_if_interrupted()
@@ -59,21 +59,6 @@ def relative_spread(embeddings):
     return float((centred.pow(2).sum() / embeddings.pow(2).sum().clamp_min(1e-30)).sqrt())
 
 
-def measure(network, loader, ks, device, description="Embedding", precision=None):
-    """Return the ``Measurement`` of a network on one split.
-
-    Raises:
-        TrainingError: an embedding is not finite.
-    """
-    embeddings, labels = embed(network, loader, device, description, precision)
-    broken = int((~torch.isfinite(embeddings)).any(1).sum())
-    if broken:
-        raise TrainingError("{} of {} embeddings are not finite ({}); the weights of the last whole epoch stay as they "
-                            "are; try a lower --lr".format(broken, len(embeddings), description))
-    recalls = ranks.from_first(lambda: recall(embeddings, labels, K=ks))
-    return Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
-
-
 @deferred_interruptions()
 def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
@@ -81,11 +66,20 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     Args:
         loaders: {split name: loader}, in the order of printing. ks: the Ks of Recall@K. epoch: for the lines.
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
+
+    Raises:
+        TrainingError: an embedding is not finite. DatasetError: a picture can't be read. Stopped: a signal came.
     """
     measurements = {}
     for split, loader in loaders.items():
-        measurement = measurements[split] = measure(network, loader, ks, device, "Embedding {} set".format(split),
-                                                     precision)
+        embeddings, labels = embed(network, loader, device, "Embedding {} set".format(split), precision)
+        broken = int((~torch.isfinite(embeddings)).any(1).sum())
+        if broken:
+            raise TrainingError("{} of {} embeddings of the {} set are not finite; the weights of the last whole epoch "
+                                "stay as they are; try a lower --lr".format(broken, len(embeddings), split))
+        recalls = ranks.from_first(lambda: recall(embeddings, labels, K=ks))
+        measurement = Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
+        measurements[split] = measurement
         for k, fraction in measurement.recalls.items():
             print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
         if measurement.spread < COLLAPSED_SPREAD:

@@ -1,9 +1,9 @@
 """Signals that end a run between two steps: Ctrl-C, a scheduler's SIGTERM, and SIGUSR1, its warning (SLURM --signal).
 
 An exception that a handler raises can be lost: Python drops it inside a destructor, and a DataLoader's destructor waits
-for its processes. In the middle of a step it would leave weights that belong to no moment of the run. So inside the
-loops a handler only notes the signal, and the loops look at the notes between batches. A second SIGINT, or any of these
-signals outside the loops, ends the run at once.
+for its processes. In the middle of a step it would leave weights that are half updated. So inside the loops the handler
+only stores the signal, and the loops check for it between batches. A second SIGINT, or any of these signals outside the
+loops, ends the run at once.
 """
 import contextlib
 import signal
@@ -33,11 +33,7 @@ class Stopped(KeyboardInterrupt):
         super().__init__(number)
         self.number = number
         self.between_steps = between_steps
-        self.advice = None  # how to go on, set by who knows
-
-
-def _default(number):
-    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        self.advice = None  # how to go on; set by `fit`
 
 
 def _handle(number, frame):
@@ -54,31 +50,31 @@ def _handle(number, frame):
 
 
 @contextlib.contextmanager
-def _replaced(found, handler, afterwards):
-    """Within the block ``handler`` handles the signals whose handler is ``found(number)``; ``afterwards(number)``
-    does after it."""
-    ours = []
+def _handled_by(handler):
+    """Within the block ``handler`` handles the signals; one that is ignored (in a shell's background job) stays
+    ignored."""
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        ours = [number for number in SIGNALS if signal.getsignal(number) is found(number)]
-    for number in ours:
+        before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in (
+            signal.SIG_DFL, signal.default_int_handler, _handle)}
+    for number in before:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, afterwards(number))
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def handled_interruptions():
-    """Within the block signals are handled as this module says; one that is ignored (in a shell's background job)
-    stays ignored."""
+    """Within the block the signals are handled as this module says."""
     del _noted[:]
-    return _replaced(_default, _handle, _default)
+    return _handled_by(_handle)
 
 
 def default_interruptions():
-    """Within the block these signals end the process at once, also while it waits in C++, where no handler runs."""
-    return _replaced(lambda number: _handle, signal.SIG_DFL, lambda number: _handle)
+    """Within the block the signals end the process at once, also while it waits in C++, where no handler runs."""
+    return _handled_by(signal.SIG_DFL)
 
 
 @contextlib.contextmanager

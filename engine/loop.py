@@ -13,17 +13,17 @@ from engine.interruption import Stopped, deferred_interruptions, interrupted, st
 from engine.training import Training, make_optimizer
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
-BATCHES_BETWEEN_CHECKS = {"cpu": 1}
-BATCHES_BETWEEN_CHECKS_DEFAULT = 20
+BATCHES_BETWEEN_CHECKS = 20
 # A network whose recall falls below this fraction of its untrained recall is not learning.
 FAILING_FRACTION = 0.5
 
-Job = collections.namedtuple("Job", "run data network step bests")
+Job = collections.namedtuple("Job", "run data network step printed_bests")
 Job.__doc__ = """What ``fit`` needs.
 
 run: a ``settle.Run``. data: its ``Data``. network: what is trained and measured.
 step: (pictures, labels) on the device -> {name: loss term}; their sum is minimised.
-bests: [(name of a best recall in what is printed, its name in result.txt, split)].
+printed_bests: [(name of a best recall in what is printed, its name in result.txt, split)]. What is kept as best.pth
+follows the test recall alone; see ``RunRecord``.
 """
 
 
@@ -39,12 +39,12 @@ def fit(job):
     run, args, record = job.run, job.run.args, job.run.record
     optimizer, schedule = make_optimizer(job.network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
     training = Training(job.network, optimizer, schedule, run.precision, run.device)
-    bests = [best for best in job.bests if best[2] in job.data.evaluation]
+    bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
     def evaluate(epoch):
         return evaluate_splits(job.network, job.data.evaluation, args.recall, run.device, epoch)
 
-    progress = record.restored(training)
+    progress = record.go_on(training)
     if progress.epoch > args.epochs:
         print("All {} epochs of this run are done; --epochs N adds more".format(args.epochs), flush=True)
     elif progress.epoch > 0:
@@ -54,17 +54,17 @@ def fit(job):
         stop_if_interrupted()
         if progress.epoch == 0:
             progress = record.keep(0, training, evaluate(0))
-        if progress.epoch > args.epochs and not record.is_measured():  # the run was longer when that epoch ended
+        if progress.epoch > args.epochs and not record.is_measured():  # --epochs is smaller now
             last = progress.epoch - 1
             progress = record.keep(last, training, evaluate(last), *record.take_back())
         while progress.epoch <= args.epochs:
             epoch = progress.epoch
-            train_epoch(training, job.step, job.data.training, progress, record, args.checkpoint_every)
-            figures, speed = _tell(progress, record.best_epoch)
+            train_epoch(training, job.step, job.data.batches, progress, record, args.checkpoint_every)
+            figures, speed = _tell(progress)
             is_measured = epoch % args.eval_every == 0 or epoch == args.epochs
             progress = record.keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
             if is_measured:
-                _tell_bests(bests, record)
+                _tell_bests(epoch, bests, record)
     except Stopped as stop:
         if stop.between_steps:
             _leave(record, training, progress)
@@ -83,7 +83,7 @@ def fit(job):
 def _leave(record, training, progress):
     """Write the state between two steps, if anything is trained by then; the other ranks wait for it."""
     if progress.epoch > 0:
-        record.checkpoint(training, progress)
+        record.write_state(training, progress)
     ranks.wait_for_all()
 
 
@@ -96,15 +96,15 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     """
     count = len(loader)
     if progress.batch == count:
-        return  # the run was stopped in the evaluation that follows
+        return  # the run was stopped in the evaluation of this epoch
     training.network.train()
     progress.lr = training.optimizer.param_groups[0]["lr"]
-    every = BATCHES_BETWEEN_CHECKS.get(training.device.type, BATCHES_BETWEEN_CHECKS_DEFAULT)
+    every = 1 if training.device.type == "cpu" else BATCHES_BETWEEN_CHECKS
     unchecked = []
     batches = iter(loader.epoch(progress.epoch, progress.batch))
     began = time.perf_counter()
     with tqdm(total=count, initial=progress.batch, desc="Epoch {}".format(progress.epoch), leave=False,
-              disable=None) as bar:
+              disable=None if ranks.is_first() else True) as bar:
         while progress.batch < count:
             asked = time.perf_counter()
             images, labels = _next(batches)
@@ -124,7 +124,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
             progress.seconds, began = progress.seconds + ended - began, ended
             bar.update()
             if due:
-                record.checkpoint(training, progress)
+                record.write_state(training, progress)
     ranks.spread_buffers(training.network)
     training.schedule.step()
 
@@ -165,25 +165,26 @@ def _check_losses(losses, progress):
     return values[-1]
 
 
-def _tell(progress, best_epoch):
+def _tell(progress):
     """Print the line of an epoch that is trained; return (its figures, its speed) for the log."""
     loss, *terms = (progress.sums / progress.batch).tolist()
     terms, seconds = dict(zip(progress.terms, terms)), progress.seconds
     waiting = "{:.1%} of it waiting for pictures".format(progress.waited / seconds)
     if ranks.count() > 1:
         waiting += ", {:.1%} for other processes".format(progress.waited_for_ranks / seconds)
-    print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {}, best so far: epoch {}".format(
+    print("[Epoch {}] loss {:.5f} ({}), lr {:g}, {:.1f} pictures/s, {:.1f} s, {}".format(
         progress.epoch, loss, ", ".join("{} {:.5f}".format(name, value) for name, value in terms.items()), progress.lr,
-        progress.pictures / seconds, seconds, waiting, best_epoch), flush=True)
+        progress.pictures / seconds, seconds, waiting), flush=True)
     return ({"loss": loss, "terms": terms, "learning_rate": progress.lr},
             {"images_per_second": round(progress.pictures / seconds, 2), "seconds": round(seconds, 3),
              "waiting": round(progress.waited / seconds, 4),
              "waiting_for_processes": round(progress.waited_for_ranks / seconds, 4)})
 
 
-def _tell_bests(bests, record):
+def _tell_bests(epoch, bests, record):
     for printed, _, split in bests:
-        print("{}: {:.4f}".format(printed, record.best[split]), flush=True)
+        print("{}: {:.4f}".format(printed, record.best[split]))
+    print("[Epoch {}] best so far: epoch {}".format(epoch, record.best_epoch), flush=True)
     if record.final["test"] < FAILING_FRACTION * record.untrained:
         print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower --lr, "
               "another --sample or, with --pretrained none, --zero_init_residual may help".format(record.k), flush=True)

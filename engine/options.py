@@ -1,28 +1,22 @@
 """Command-line options that both scripts share, and the checks that need no picture."""
 import argparse
 import collections
-import contextlib
 import math
+import sys
 
 from dataset import DATASETS, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
 
-Command = collections.namedtuple("Command", "script args stated accepts")
-Command.__doc__ = """What was typed.
-
-script: the script's name. args: all options. stated: names of those that the command line states.
-accepts: (name of an option, value of any type) -> whether the option can have it.
-"""
+Command = collections.namedtuple("Command", "script args given")
+Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives."""
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
-SAMPLER_HELP = ("which negatives: any at random, the nearest, all, semi-hard ones, or by distance as the published "
-                "networks were trained (distance) or as the sampling paper means it (distance_eligible)")
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
-# Beyond these an option is a slip of the finger: the machine would run out of memory before the first step.
+# Beyond these an option is a typing error: the machine would run out of memory before the first step.
 LARGEST_IMAGE = 4096
 MOST_DIMENSIONS = 65536
 MOST_PROCESSES = max(64, 8 * usable_cores())  # and threads
@@ -82,13 +76,17 @@ def shown(value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _with(there, planned):
+    return tuple(there) + tuple(name for name in planned if name not in there)
+
+
 def new_parser(program, description):
     return _Parser(prog=program, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def add_data_options(parser):
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=tuple(DATASETS) + PLANNED_DATASETS, default="cub200",
+    group.add_argument("--dataset", choices=_with(DATASETS, PLANNED_DATASETS), default="cub200",
                        help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items())
                             + "; the others are not here yet")
     group.add_argument("--data", metavar="DIR", default="data",
@@ -110,8 +108,8 @@ def add_data_options(parser):
 
 def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
-    group.add_argument("--{}base".format(prefix), choices=PLANNED_BACKBONES + tuple(BACKBONES), default="resnet50",
-                       help="backbone; googlenet and inception_v1bn are not here yet")
+    group.add_argument("--{}base".format(prefix), choices=_with(BACKBONES, PLANNED_BACKBONES), default="resnet50",
+                       help="backbone; there are {}, the others are not here yet".format(", ".join(BACKBONES)))
     group.add_argument("--{}embedding_size".format(prefix), type=_whole(1, MOST_DIMENSIONS), default=128, metavar="D",
                        help="dimensions of the embedding")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
@@ -134,7 +132,6 @@ def add_batch_options(parser):
     group.add_argument("--num_image_per_class", type=positive_int, default=5, metavar="N",
                        help="pictures of each class in a training batch")
     group.add_argument("--iter_per_epoch", type=positive_int, default=100, metavar="N", help="batches in an epoch")
-    return group
 
 
 def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
@@ -157,89 +154,60 @@ def add_run_options(parser):
     group.add_argument("--seed", type=not_negative_int, default=DEFAULT_SEED, help="of every random source")
     group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where networks run")
     group.add_argument("--threads", type=_whole(1, MOST_PROCESSES), metavar="N",
-                       help="threads of the CPU's arithmetic; the default is torch's own: one a core. On a machine "
+                       help="threads of the CPU's arithmetic; the default is torch's own: one per core. On a machine "
                             "that others use too, 1 may be several times faster")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the networks in training; auto: bf16 where the device has it in hardware, "
                             "else fp32. Losses are float32, and so is every measurement unless --mode eval is told "
                             "otherwise")
     group.add_argument("--sync_bn", action="store_true",
-                       help="under torchrun: BatchNorm over the whole batch instead of each process's share of it")
+                       help="under torchrun: BatchNorm over the whole batch instead of each process's part of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", metavar="DIR",
                        help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt and "
                             "checkpoint.pth there; without it nothing is kept")
     group.add_argument("--resume", action="store_true",
-                       help="go on with the run in --save_dir from its checkpoint.pth; options that you don't state "
+                       help="go on with the run in --save_dir from its checkpoint.pth; options that you don't give "
                             "are the run's own. Without a checkpoint.pth the run begins")
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
 
 
-def parse(build_parser, argv):
-    """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser that ``build_parser()`` makes.
-
-    Raises:
-        UsageError: an option is wrong.
-    """
-    parser, bare = build_parser(), build_parser()
+def parse(parser, argv=None):
+    """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser of a script."""
     args = parser.parse_args(argv)
     args.recall = list(dict.fromkeys(args.recall))
-    for action in bare._actions:
-        action.default = argparse.SUPPRESS  # an option that is not stated is then not there
-    stated = set(vars(bare.parse_args(argv)))
-    return Command(parser.prog, args, stated, lambda name, value: _accepts(parser, name, value))
+    typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+    return Command(parser.prog, args, {action.dest for action in parser._actions
+                                       if typed & set(action.option_strings)})
 
 
-def _accepts(parser, name, value):
-    """Whether the option can have the value: as its default, as a flag, or typed."""
-    words = [shown(entry) for entry in value] if isinstance(value, list) else [shown(value)]
-    for typed in ([], ["--" + name], ["--" + name] + words):
-        with contextlib.suppress(UsageError):
-            found = getattr(parser.parse_args(typed), name)
-            if type(found) is type(value) and found == value:
-                return True
-    return False
-
-
-def refuse_idle(stated, names, reason):
-    """Refuse options that the command states although they do nothing.
-
-    Raises:
-        UsageError: one of ``names`` is in ``stated``.
-    """
-    idle = ["--" + name for name in sorted(set(names) & set(stated))]
+def refuse_idle(given, names, reason):
+    """Refuse options (UsageError) that the command gives although they do nothing."""
+    idle = ["--" + name for name in sorted(set(names) & set(given))]
     if len(idle) == 1:
         raise UsageError("{} does nothing {}; leave it out".format(idle[0], reason))
     if idle:
         raise UsageError("{} and {} do nothing {}; leave them out".format(", ".join(idle[:-1]), idle[-1], reason))
 
 
-def check_shared(args, stated, training):
-    """Refuse what can be seen to be wrong from the options alone.
-
-    Raises:
-        UsageError
-    """
+def check_shared(args, given, trains):
+    """Refuse (UsageError) what can be seen to be wrong from the options alone."""
     for name in ("base", "teacher_base"):
-        if getattr(args, name, None) in PLANNED_BACKBONES:
+        if getattr(args, name, "resnet18") not in BACKBONES:
             raise UsageError("--{} {} is not here yet; there are {}".format(
                 name, getattr(args, name), ", ".join(BACKBONES)))
-    if args.load:
-        refuse_idle(stated, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
+    if args.load is not None:
+        refuse_idle(given, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":
         raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
-    if training and args.save_dir is None:
-        refuse_idle(stated, ("overwrite", "checkpoint_every"), "without --save_dir")
+    if trains and args.save_dir is None:
+        refuse_idle(given, ("overwrite", "checkpoint_every"), "without --save_dir")
 
 
 def check_data(args):
-    """Refuse a data set that is not here yet, and ``--download`` for one that can't be fetched.
-
-    Raises:
-        UsageError
-    """
+    """Refuse (UsageError) a data set that is not here yet, and ``--download`` for one that can't be fetched."""
     if args.dataset not in DATASETS:
         raise UsageError("--dataset {} is not here yet; there are {}".format(args.dataset, ", ".join(DATASETS)))
     if args.download and not DATASETS[args.dataset].can_download:
@@ -247,11 +215,7 @@ def check_data(args):
 
 
 def check_batches(args, pairs_needed):
-    """Refuse training batches that hold only one class or, where the loss needs pairs of one class, none.
-
-    Raises:
-        UsageError
-    """
+    """Refuse (UsageError) training batches that hold only one class or, where the loss needs pairs, none."""
     if pairs_needed and args.num_image_per_class < 2:
         raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "
                          "such pairs; take at least 2")

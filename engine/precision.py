@@ -42,12 +42,12 @@ def resolve_precision(name, device, measuring_only=False):
     if name == "auto":
         if measuring_only:
             return Precision("fp32", device), "measurements are float32 unless told otherwise"
-        if _has_bf16(device) and _failure("bf16", device) is None:
+        if _has_bf16(device) and _why_it_fails("bf16", device) is None:
             return Precision("bf16", device), "the device has it in hardware"
         return Precision("fp32", device), "no bf16 in hardware"
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 is for accelerators; on a CPU take bf16 or fp32")
-    reason = None if name == "fp32" else _failure(name, device)
+    reason = None if name == "fp32" else _why_it_fails(name, device)
     if reason:
         raise UsageError("--precision {} doesn't work on {} ({}); take fp32".format(name, device, reason))
     return Precision(name, device), "as asked"
@@ -68,7 +68,7 @@ def _processor_flags():
     return []
 
 
-def _failure(name, device):
+def _why_it_fails(name, device):
     """Return None if a small network trains and measures in that precision, else the reason in one line."""
     try:
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(3, 2, 1),

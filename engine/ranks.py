@@ -4,10 +4,10 @@ Each of them, a rank, embeds its part of the global batch. Embeddings and labels
 that every rank computes the loss of the whole batch, and R ranks give what one process gives.
 
 How gradients add up: every rank holds the same loss L. What flows back through a gathering or a sum over ranks is
-summed over the ranks, which gives the gradient of R L, and DistributedDataParallel's mean over the ranks takes the R
-out again.
+summed over the R ranks, so each gets R times its part of the gradient of L, and DistributedDataParallel's mean over the
+ranks divides by R.
 
-A rank that fails says why and ends; the launcher ends the others, or they lose its connection and end (`LostRank`).
+A rank that fails prints why and ends; the launcher ends the others, or they lose its connection and end (`LostRank`).
 
 With one process every function here is a no-op.
 """
@@ -15,7 +15,6 @@ import contextlib
 import datetime
 import os
 import sys
-import types
 import warnings
 
 import torch
@@ -30,13 +29,13 @@ PATIENCE = datetime.timedelta(minutes=15)
 PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)  # a machine may have to fetch and decode them
 # Options that may differ between the ranks of one run.
 MAY_DIFFER = {"workers", "threads", "cache", "device", "data", "download"}
-# What the errors of gloo and NCCL say, of no class of their own, when another rank is gone.
+# Texts of the errors of gloo and NCCL (they have no class of their own) when another rank is gone.
 LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out waiting",
         "wait timeout", "communicator was aborted", "remote process exited", "watchdog caught collective")
 
-# Groups of torch.distributed; None stands for the default one (gloo).
-_tensors = None  # an accelerator's tensors go by its own library
-_pictures = None  # the default one with more patience
+# Groups of torch.distributed; None is the default one (gloo).
+_tensors = None  # for the tensors of a GPU: NCCL
+_pictures = None  # gloo with the longer patience
 
 
 def _from_environment(name, default):
@@ -91,11 +90,11 @@ def joined(options=None):
     except (RuntimeError, ValueError) as error:
         raise UsageError("the {} processes of this run can't meet ({}); torchrun sets MASTER_ADDR, MASTER_PORT, RANK "
                          "and WORLD_SIZE".format(count(), first_line(error))) from None
-    output, errors = sys.stdout, sys.stderr
+    output = sys.stdout
     try:
         agree_with(_largest)
         if not is_first():
-            sys.stdout, sys.stderr = open(os.devnull, "w"), _without_bars(errors)
+            sys.stdout = open(os.devnull, "w", errors="backslashreplace")
         if options is not None:
             agree({"--" + name: value for name, value in options.items() if name not in MAY_DIFFER})
         yield
@@ -113,14 +112,7 @@ def joined(options=None):
         agree_with(None)
         if sys.stdout is not output:
             sys.stdout.close()
-            sys.stdout, sys.stderr = output, errors
-
-
-def _without_bars(stream):
-    """Return a stream to where ``stream`` goes, on which tqdm draws no bar, since it is no terminal."""
-    quiet = types.SimpleNamespace(isatty=lambda: False)
-    quiet.write, quiet.flush = stream.write, stream.flush
-    return quiet
+            sys.stdout = output
 
 
 def _is_lost(error):
@@ -135,13 +127,6 @@ def use_device(device):
     if count() > 1 and device.type == "cuda":
         torch.cuda.set_device(device)
         _tensors = dist.new_group(backend="nccl", timeout=PATIENCE)
-
-
-def describe(device):
-    """Return in words how many processes there are and how they talk."""
-    if count() == 1:
-        return "1"
-    return "{}, {} on this machine ({})".format(count(), local()[1], "nccl" if device.type == "cuda" else "gloo")
 
 
 def _largest(value):
@@ -233,14 +218,15 @@ def agree(values):
 
 
 def machine_by_machine(make):
-    """Return ``make()``, which the first rank of each machine calls while the others of that machine wait."""
+    """Return ``make()``, which the first rank of each machine calls before the others; each waits for all."""
     if count() == 1:
         return make()
-    is_first_here = local()[0] == 0
-    value = make() if is_first_here else None
-    with default_interruptions():
-        dist.barrier(group=_pictures)
-    return value if is_first_here else make()
+    for turn in (True, False):
+        if turn == (local()[0] == 0):
+            value = make()
+        with default_interruptions():
+            dist.barrier(group=_pictures)
+    return value
 
 
 def wait_for_all():

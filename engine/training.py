@@ -1,4 +1,4 @@
-"""What a training run changes from step to step, and how that goes into the state of the run and out of it again."""
+"""The objects that change in training, and how they are saved to and restored from ``checkpoint.pth``."""
 import collections
 import dataclasses
 import random
@@ -27,10 +27,10 @@ class Progress:
     batch: int = 0  # batches of this epoch that are done
     sums: Optional[torch.Tensor] = None  # of the loss and of each term over these batches, on the device
     terms: List[str] = dataclasses.field(default_factory=list)  # their names
-    pictures: int = 0  # seen in these batches
-    seconds: float = 0.0  # spent in them,
-    waited: float = 0.0  # of which waiting for pictures
-    waited_for_ranks: float = 0.0  # and for other processes
+    pictures: int = 0  # in these batches
+    seconds: float = 0.0  # of training, in these batches
+    waited: float = 0.0  # the part of them spent waiting for pictures
+    waited_for_ranks: float = 0.0  # the part spent waiting for other processes
     lr: float = 0.0  # of this epoch
 
     def add(self, loss, terms):
@@ -45,9 +45,9 @@ class Progress:
 
     @classmethod
     def restored(cls, values, device):
-        """Return what ``capture`` once gave; raises some error for anything else."""
+        """Return what ``capture`` gave; any other value raises an exception, of whatever type."""
         progress = cls(**values)
-        if type(progress.epoch) is not int or progress.epoch < 0 or (progress.sums is None) != (progress.batch == 0):
+        if type(progress.epoch) is not int or progress.epoch < 1 or (progress.sums is None) != (progress.batch == 0):
             raise ValueError("epoch {}, batch {}".format(progress.epoch, progress.batch))
         if progress.sums is not None:
             progress.sums = progress.sums.to(device).view(1 + len(progress.terms))
@@ -82,7 +82,7 @@ class Training:
                 "scaler": None if scaler is None else scaler.state_dict()}
 
     def restore(self, part, saved):
-        """Take over "network" or a part of what ``capture`` once gave; raises some error for anything else."""
+        """Take over "network" or a part of what ``capture`` gave; any other value raises some exception."""
         if part == "network":
             self.network.load_state_dict(saved)
         elif part == "optimizer":

@@ -25,7 +25,7 @@ def summarize(directory):
     with open(os.path.join(directory, "log.jsonl")) as file:
         log = [json.loads(line) for line in file]
     options = config["options"]
-    recalls = [line["recall"]["test"][str(options["recall"][0])] for line in log]
+    recalls = [line["recall"]["test"][str(options["recall"][0])] for line in log if "recall" in line]
     network = "{} d={}{}".format(options["base"], options["embedding_size"],
                                  "" if options["l2normalize"] else " not normalised")
     size = os.path.getsize(os.path.join(directory, "best.pth")) / 1e6

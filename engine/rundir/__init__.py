@@ -1,8 +1,8 @@
-"""What a run leaves on disk. This is the door; the rooms behind it are
+"""What a run leaves on disk. The modules of this package:
 
     files    the names of the files, how they are written, and who may write to a --save_dir
     state    checkpoint.pth: read, checked, restored
-    resume   which run a --save_dir holds: go on with it, or keep off it
+    resume   which run a --save_dir holds: continue it, or refuse to touch it
     record   the run as it grows: bests, the log, weights, result.txt
 """
 from engine.rundir.files import CONFIG, held_directory, read_config

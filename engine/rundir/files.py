@@ -1,4 +1,4 @@
-"""Files of a run: each is written aside, flushed to disk and renamed, so that a reader never meets half of one."""
+"""Files of a run: each is written to a temporary file, flushed, then renamed, so that nobody reads half of one."""
 import contextlib
 import io
 import json
@@ -12,18 +12,14 @@ from model import WeightsError
 
 BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
-CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)  # what says that a directory holds a run
+CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)  # a directory with one of these holds a run
 LOCK = ".lock"
 
 
-def _write(path, content, before=None):
-    """Put bytes at ``path``; ``before`` as in ``dataset.files.replaced_file``.
-
-    Raises:
-        TrainingError: the disk refuses; ``path`` is as it was before.
-    """
+def _write(path, content):
+    """Put bytes at ``path``; TrainingError where the disk refuses, and ``path`` is as it was before."""
     try:
-        with replaced_file(path, before) as file:
+        with replaced_file(path) as file:
             file.write(content)
     except OSError as error:
         raise TrainingError("{} can't be written ({}); {}".format(
@@ -59,19 +55,19 @@ def read_config(directory):
     return config
 
 
-def write_tensors(path, value, before=None):
-    """Write tensors, on the CPU, in plain containers; ``before`` as in ``dataset.files.replaced_file``."""
+def write_tensors(path, value):
+    """Write tensors, on the CPU, in plain containers."""
     # By way of memory: a disk that fills up under torch.save's own writer ends the process with torch 1.10.
     content = io.BytesIO()
     torch.save(value, content)
-    _write(path, content.getbuffer(), before)
+    _write(path, content.getbuffer())
 
 
 @contextlib.contextmanager
 def held_directory(path):
-    """Make the directory ``path`` if need be and keep other runs out of it; what a killed run left half written goes.
+    """Within the block no other run can write to the directory ``path``, which is made if need be; None: no-op.
 
-    If it is still empty at the end, it goes again. None stands for no directory.
+    Temporary files of killed runs are deleted. A directory that was made here and is empty at the end is deleted.
 
     Raises:
         UsageError: it can't be written to, or another run holds it.

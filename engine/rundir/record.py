@@ -1,7 +1,7 @@
-"""What a run leaves behind: its state, its options, a line an epoch, weights, and the figures that people read.
+"""What a run leaves behind: its state, its options, one line per epoch, weights, and the figures that people read.
 
-The state, ``checkpoint.pth``, is written first and holds the lines of the log, too. Whatever comes after it can be
-written again from it: so the files agree with each other wherever a run was killed, once it goes on.
+The state, ``checkpoint.pth``, is written first and holds the lines of the log, too. After a kill, --resume brings the
+other files in line with it (an earlier epoch's best.pth is kept; it can't be made again).
 """
 import contextlib
 import json
@@ -28,20 +28,20 @@ class RunRecord:
     Args:
         script, options: what is run: its name and {option: value}. ``save_dir`` is where the files go; None keeps none.
         saved: the state that the run goes on from, or None.
-        inputs: names of the options that name files which the run reads; it must not write over them.
+        networks: {option that names a network's file: prefix of its options}; the run must not write over such files.
 
     Attributes:
         best, final: {split: recall}, the best one and the last one. The first K of ``--recall`` is what counts.
         best_epoch: when the test set's was best. untrained: recall of the test set before training.
 
     Raises:
-        UsageError: the directory holds another run, or one of ``inputs``; or such a file is not the one that the run
+        UsageError: the directory holds another run, or one of these files; or such a file is not the one that the run
             began with.
     """
 
     IN_STATE = ("best", "final", "best_epoch", "untrained")
 
-    def __init__(self, script, options, saved=None, inputs=()):
+    def __init__(self, script, options, saved, networks):
         self.save_dir = options["save_dir"]
         self.writes = self.save_dir is not None and ranks.is_first()
         self.k = options["recall"][0]
@@ -49,20 +49,22 @@ class RunRecord:
         self.inputs, self.data, self.skipped = {}, {}, []
         self.best, self.final, self.best_epoch, self.untrained = {}, {}, 0, None
         self.log, self.speed = [], []
-        self.owns_directory = saved is not None  # the other files there are of this run
+        self.owns_directory = saved is not None  # whether the files there belong to this run
         if self.save_dir is not None:
-            self.inputs = ranks.from_first(lambda: self._checked([name for name in inputs if options.get(name)]))
+            self.inputs = ranks.from_first(lambda: self._checked(networks))
 
-    def _checked(self, inputs):
-        """Return {name: digest} of the files that the run reads, if they and the directory are as they should be."""
+    def _checked(self, networks):
+        """Return {option: digest} of the files that the run reads, if they and the directory are as they should be."""
         digests = {}
-        for name in inputs:
+        for name, prefix in networks.items():
             path = self.options[name]
+            if path is None:
+                continue
             if os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.save_dir):
                 raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
                                  "directory of its own".format(self.save_dir, path))
-            if self.saved and name == "load":
-                continue  # all of it is in the state
+            if self.saved and not prefix:
+                continue  # what is trained is in the state
             digests[name] = digest_of(path)
             if self.saved and digests[name] != self.saved["inputs"].get(name):
                 raise UsageError("--{} {} is not the file that this run began with; put that one back, or state where "
@@ -72,30 +74,31 @@ class RunRecord:
         refuse_other_run(self.save_dir, self.script, self.options)
         return digests
 
-    def take_data(self, train_set, test_set, skipped):
-        """Take note of the pictures that the run sees: two ``ImageSet``s, and a line on each that was left out.
+    def take_data(self, splits, skipped):
+        """Take note of the pictures that the run sees: {split: [number, digest]}, and a line on each left out.
 
         Raises:
             UsageError: they are not those that the run began with.
         """
         self.skipped = skipped
-        for split, images in (("training", train_set), ("test", test_set)):
-            found = self.data[split] = [len(images), images.fingerprint(self.options["data"])]
+        self.data = splits
+        for split, found in splits.items():
             before = self.saved["data"].get(split, [0]) if self.saved else found
             if before != found:
                 raise UsageError("the pictures of the {} set are not those that the run in {} began with ({} then, {} "
                                  "now; names, sizes and classes count): put them back, or start again with --overwrite "
-                                 "instead of --resume".format(split, self.save_dir, before[0], found[0]))
+                                 "instead of --resume".format(
+                                     {"train": "training"}.get(split, split), self.save_dir, before[0], found[0]))
 
-    def restored(self, training):
-        """Return the ``Progress`` to go on from; with a saved run, ``training`` and all files are put to that state.
+    def go_on(self, training):
+        """Put ``training`` and all files to the saved state, if there is one; return the ``Progress`` to go on from.
 
         Raises:
             WeightsError: the saved state doesn't fit.
         """
         if self.saved is None:
             return Progress()
-        saved, self.saved = self.saved, None  # its tensors are free to go at the end
+        saved, self.saved = self.saved, None  # its memory is freed after this
         progress = restore(self._path(CHECKPOINT), saved, training)
         for name in self.IN_STATE:
             setattr(self, name, saved["record"][name])
@@ -112,17 +115,14 @@ class RunRecord:
         self._describe()
         if progress.epoch <= self.options["epochs"] or not self.is_measured():
             self._remove(RESULT)
-        if progress.epoch == 0:
-            self._remove(BEST, LAST, LOG, SPEED)
-            return
         self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1)
         if not os.path.exists(self._path(BEST)):
             print("Warning: {} of epoch {} has gone; there is none until an epoch is better".format(
                 self._path(BEST), self.best_epoch), flush=True)
 
     def is_measured(self):
-        """Whether the last epoch that is over was measured, or none is over."""
-        return not self.log or "recall" in json.loads(self.log[-1])
+        """Whether the last epoch that is over was measured."""
+        return "recall" in json.loads(self.log[-1])
 
     def take_back(self):
         """Return (figures, speed) of the last epoch, as ``keep`` takes them, to keep it anew."""
@@ -149,7 +149,7 @@ class RunRecord:
         progress = Progress(epoch + 1)
         if self.writes:
             weights = training.weights()
-            self.checkpoint(training, progress, weights)
+            self.write_state(training, progress, weights)
             self._write_files(weights, epoch)
         return progress
 
@@ -161,8 +161,8 @@ class RunRecord:
             self.best_epoch = epoch
         self.best = {split: max(value, self.best.get(split, value)) for split, value in self.final.items()}
 
-    def checkpoint(self, training, progress, weights=None):
-        """Write the state of the run.
+    def write_state(self, training, progress, weights=None):
+        """Write ``checkpoint.pth``.
 
         Raises:
             TrainingError: the weights are not finite, or the disk refuses; the state before this one stays.
@@ -180,10 +180,8 @@ class RunRecord:
                  "record": {name: getattr(self, name) for name in self.IN_STATE},
                  "precision": training.precision.name, "network": weights}
         state.update(training.capture())
-        # A state beside another run's config.json would be refused, so that goes first.
-        write_tensors(self._path(CHECKPOINT), state,
-                      before=None if self.owns_directory else lambda: self._remove(CONFIG))
-        if not self.owns_directory:
+        write_tensors(self._path(CHECKPOINT), state)
+        if not self.owns_directory:  # a run that was there is replaced; this state is the untrained network's
             self._remove(*(name for name in CONTENT if name not in (CHECKPOINT, SKIPPED)))
             self._describe()
             self.owns_directory = True
@@ -204,7 +202,7 @@ class RunRecord:
                 "{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines))
 
     def _write_files(self, weights, epoch):
-        """Write what follows from the state after ``epoch``; ``weights`` of None are those of no whole epoch."""
+        """Write what follows from the state after ``epoch``. Without ``weights``, best.pth and last.pth stay."""
         if weights is not None:
             if epoch == self.best_epoch:
                 write_tensors(self._path(BEST), weights)

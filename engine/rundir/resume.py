@@ -1,17 +1,16 @@
-"""Which run a --save_dir holds: go on with it, or keep off it."""
+"""Which run a --save_dir holds: continue it, or refuse to touch it."""
 import os
 
 from engine import ranks
 from engine.errors import UsageError
 from engine.options import shown
-from engine.rundir.files import CHECKPOINT, CONFIG, CONTENT, RESULT, read_config
-from engine.rundir.state import damaged, read_state
-from model import WeightsError
+from engine.rundir.files import CHECKPOINT, CONTENT, RESULT, read_config
+from engine.rundir.state import read_state
 
-# Commands that differ in these options only are for the same run.
+# Sets of options. Commands that differ in these only are for the same run.
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
                        "overwrite", "save_dir"}
-# A run may be made longer, and files may have moved: that they are the same is seen from their content.
+# A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
 MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "teacher_load"}
 # A run that goes on takes these from the command line or this machine, never from its state.
 NEVER_FROM_THE_STATE = {"resume", "overwrite", "save_dir", "workers", "download"}
@@ -33,7 +32,8 @@ def saved_run(command, args):
         return None
     saved, options = ranks.from_first(lambda: _saved_run(command, args))
     for name, value in options.items():
-        if not (name in ranks.MAY_DIFFER and name in command.stated):  # each machine keeps what it was told
+        # What may differ stays as this machine's command gives it, or as its defaults are.
+        if not (name in ranks.MAY_DIFFER and (name in command.given or name in NEVER_FROM_THE_STATE)):
             setattr(args, name, value)
     return saved
 
@@ -52,29 +52,18 @@ def _saved_run(command, args):
     saved = read_state(path)
     if saved["script"] != command.script:
         raise UsageError("{} is of {}; go on with that script".format(path, saved["script"]))
-    config = read_config(args.save_dir)
-    foreign = config and _differences(config["options"], saved["options"], MAY_CHANGE_ON_RESUME)
-    if foreign:
-        raise UsageError("{} is not of the run that {} beside it describes ({}); one of them was put there".format(
-            path, CONFIG, foreign))
-    wanted = {name: getattr(args, name) for name in command.stated}
+    wanted = {name: getattr(args, name) for name in command.given}
     differing = _differences(saved["options"], wanted, MAY_CHANGE_ON_RESUME)
     if differing:
         raise UsageError("--save_dir {} holds a run with other options ({}); leave them out to go on with it, or give "
                          "this run a directory of its own".format(args.save_dir, differing))
     options = {name: value for name, value in saved["options"].items() if hasattr(args, name)
-               and name not in NEVER_FROM_THE_STATE | (MAY_CHANGE_ON_RESUME & command.stated)}
-    for name, value in options.items():
-        if not command.accepts(name, value):
-            raise WeightsError("{} gives --{} the value {!r}, which this version does not know".format(
-                path, name, value))
+               and name not in NEVER_FROM_THE_STATE | (MAY_CHANGE_ON_RESUME & command.given)}
     options = dict(vars(args), **options)
-    if saved["progress"]["batch"] > options["iter_per_epoch"]:
-        raise damaged(path, "progress", ValueError("more batches than an epoch has"))
-    done = saved["progress"]["epoch"] - 1
-    if options["epochs"] < done:
-        raise UsageError("--epochs {}: the run in {} has done {} already".format(
-            options["epochs"], args.save_dir, done))
+    done, has_begun = saved["progress"]["epoch"] - 1, saved["progress"]["batch"] > 0
+    if options["epochs"] < done + has_begun:
+        raise UsageError("--epochs {}: the run in {} has done {} already{}".format(
+            options["epochs"], args.save_dir, done, " and begun the next one" if has_begun else ""))
     return saved, options
 
 
@@ -84,16 +73,14 @@ def refuse_other_run(directory, script, options):
     Raises:
         UsageError: says whether it is this very run, finished or not, or another one, and what differs.
     """
-    present = _present(directory)
-    if options["overwrite"]:
-        return
-    config = read_config(directory)
-    if not present:
+    config, present = None if options["overwrite"] else read_config(directory), _present(directory)
+    if options["overwrite"] or not present:
         return
     holds = "--save_dir {} holds ".format(directory)
     away = "give this run a directory of its own, replace that one with "
     if config is None:
-        raise UsageError("{}{} of another run; {}--overwrite".format(holds, present[0], away))
+        raise UsageError("{}{} of another run; {}--overwrite{}".format(
+            holds, present[0], away, ", or go on with it with --resume" if CHECKPOINT in present else ""))
     differing = _differences(config["options"], options, NOT_PART_OF_THE_RUN)
     if config.get("script") != script:
         differing = "it is of {}".format(config.get("script"))
@@ -113,7 +100,7 @@ def _refuse_without_checkpoint(command, args):
     if present:
         raise UsageError("--save_dir {} holds {} but no {}, so there is nothing to go on from; --overwrite instead of "
                          "--resume starts again".format(args.save_dir, present[0], CHECKPOINT))
-    if not command.stated - {"resume", "save_dir", "checkpoint_every", "workers", "threads", "cache", "device"}:
+    if not command.given - NOT_PART_OF_THE_RUN - {"mode"}:
         raise UsageError("--save_dir {} holds no {} to go on from".format(args.save_dir, CHECKPOINT))
 
 
