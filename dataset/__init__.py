@@ -3,13 +3,12 @@ from dataset.base import DatasetError, ImageSet, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import BrokenPicturesError, load_resized, open_pictures
 from dataset.cub200 import CUB2011Metric
-from dataset.files import locked
 from dataset.folder import FolderMetric
-from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
+from dataset.loader import LOADING_PATIENCE, EvaluationLoader, TrainLoader, default_workers, resized_size
 
 __all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
-           "SyntheticBirdsMetric", "EvaluationLoader", "TrainLoader", "default_workers", "load_resized", "resized_size",
-           "open_pictures", "load_splits", "locked", "usable_cores"]
+           "SyntheticBirdsMetric", "LOADING_PATIENCE", "EvaluationLoader", "TrainLoader", "default_workers",
+           "load_resized", "resized_size", "open_pictures", "load_splits", "usable_cores"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}

@@ -9,14 +9,14 @@ import warnings
 import numpy as np
 from PIL import Image
 
-__all__ = ["DatasetError", "UnreadablePicture", "ImageSet", "IMAGE_EXTENSIONS", "list_classes", "list_images",
-           "open_image", "shown", "split_of_class_folders", "usable_cores"]
+__all__ = ["DatasetError", "UnreadablePicture", "ImageSet", "list_classes", "open_image", "shown",
+           "split_of_class_folders", "usable_cores"]
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # Errno values that are the machine's fault, not the picture's: what it is short of.
 SHORTAGES = {errno.EMFILE: "file descriptors; see ulimit -n", errno.ENFILE: "file descriptors",
              errno.ENOMEM: "memory"}
-# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. The filter is set once, for
+# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. The filter is set once:
 # warnings.catch_warnings around each picture is not safe with threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -48,7 +48,7 @@ class ImageSet:
 
     Attributes:
         samples, imgs: list of (path, label); two names for one list.
-        targets: list of labels, one a picture.
+        targets: list of labels, one per picture.
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
     """
@@ -127,7 +127,7 @@ def open_image(path):
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for a broken picture
         missing = _shortage(error)
         if missing:
-            raise DatasetError("{}: this picture can't be read now, for the machine is short of {}".format(
+            raise DatasetError("{}: this picture can't be read now, because the machine is short of {}".format(
                 shown(path), missing)) from None
         reason = (str(error) or type(error).__name__).splitlines()[0].replace(" " + repr(path), "")
         raise UnreadablePicture("{}: a picture that can't be read ({}); mend or remove it".format(
@@ -156,10 +156,10 @@ def _as_rgb(image):
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32 bits a channel; convert it to 8 or 16")
+            raise ValueError("32 bits per channel; convert it to 8 or 16")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("floating-point values; convert it to 8 bits a channel")
+        raise ValueError("floating-point values; convert it to 8 bits per channel")
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -191,7 +191,7 @@ def _is_folder(entry):
 
 
 def _is_named_like_a_file(name):
-    """Whether a name has the extension of a known kind of file; a dot is not enough, for classes are named 001.Name."""
+    """Whether a name has the extension of a known kind of file; a dot is not enough: classes are named 001.Name."""
     return name.lower().endswith(IMAGE_EXTENSIONS) or mimetypes.MimeTypes().guess_type(name) != (None, None)
 
 

@@ -25,7 +25,7 @@ __all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_res
 
 FOLDER = ".rkd-cache"
 SUFFIX, PROBLEMS = ".uint8", ".broken"
-VERSION = 2  # to be raised when a file gives other pixels
+VERSION = 2  # raise this when decoding or resizing changes
 # Bytes that an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
 CHUNK = 32  # pictures that a thread decodes at a time

@@ -59,7 +59,7 @@ def fetch_archive(url, md5, root, folder):
                 if not os.path.isdir(unpacked):
                     raise DatasetError("{}: no folder {} in it".format(archive, folder))
                 if hasattr(os, "sync"):
-                    os.sync()  # all pictures must be on the disk before the name that says so
+                    os.sync()  # flush all pictures to the disk before the folder gets its final name
                 os.rename(unpacked, target)
     except OSError as error:
         raise DatasetError("{} can't be fetched into {}: {}".format(url, root, error.strerror or error)) from None
@@ -133,7 +133,7 @@ def _fetch_rest(url, part, patience):
     try:
         answer = urllib.request.urlopen(request, timeout=patience, context=ssl.create_default_context())
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # the part is whole, or of another file: the digest will tell
+        if error.code == 416 and have:  # the part is whole, or of another file: the digest shows which
             return
         raise
     except urllib.error.URLError:
@@ -189,7 +189,7 @@ def _reason_of(error):
     if isinstance(error, urllib.error.HTTPError):
         return "the server answers {} {}".format(error.code, " ".join(str(error.reason).split()))
     if isinstance(error, http.client.InvalidURL):
-        return "it leads to an address that can't be ({})".format(error)
+        return "it leads to an address that can't be used ({})".format(error)
     if isinstance(error, http.client.HTTPException):
         return "the answer is broken ({:.100})".format(repr(error))
     return str(getattr(error, "reason", error)) or type(error).__name__

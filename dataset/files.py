@@ -16,7 +16,7 @@ CHUNK_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def locked(path, wait=True):
-    """Hold a lock on the file ``path``, which serves no other purpose; no-op on a file system without locks.
+    """Hold a lock on ``path``, a file used only as a lock; no-op on a file system without locks.
 
     The lock belongs to this process, not to those that it forks. It ends with the process, however that ends, and also
     when any other handle of the file is closed. It does not exclude other threads of this process.

@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from dataset.base import DatasetError, usable_cores
 from dataset.cache import DecodedPictures
 
-__all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
+__all__ = ["LOADING_PATIENCE", "TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
+
+# Seconds to wait for a batch, and between two looks whether a loading process has died or its parent has. A loading
+# process that finds no shared memory for its batch just never delivers it.
+LOADING_PATIENCE = 600
+SECONDS_TO_LOOK = 5
 
 # Last part of the seed of a batch's crops, so that they don't depend on what the batch sampler draws.
 CROP_STREAM = 1
@@ -28,7 +33,7 @@ def resized_size(image_size):
 
 
 def default_workers():
-    """Return a number of loading processes that suits this machine: a core each, less one for training, at most 8.
+    """Return a number of loading processes that suits this machine: one per core, less one for training, at most 8.
 
     The ranks of one machine divide its cores among them. A LOCAL_WORLD_SIZE that is not a number from 1 on counts as 1
     here; ``engine.ranks`` refuses it.
@@ -99,7 +104,8 @@ def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_
     # would change what the rest of the run draws.
     return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
-                      generator=torch.Generator(), worker_init_fn=_leave_signals_to_the_main_process)
+                      timeout=SECONDS_TO_LOOK if workers > 0 else 0, generator=torch.Generator(),
+                      worker_init_fn=_leave_signals_to_the_main_process)
 
 
 def _leave_signals_to_the_main_process(worker):
@@ -111,7 +117,7 @@ def _leave_signals_to_the_main_process(worker):
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS: there a SIGTERM from anywhere ends a worker
+    if hasattr(signal, "sigtimedwait"):  # not on macOS: there a SIGTERM from anywhere ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_on_sigterm_from, args=(multiprocessing.parent_process().pid,),
                          daemon=True).start()
@@ -120,13 +126,22 @@ def _leave_signals_to_the_main_process(worker):
 
 
 def _end_on_sigterm_from(process):
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != process:
-        pass
-    os._exit(0)
+    """End when that process asks for it or has gone; torch's own watch misses one that is killed while this starts."""
+    while True:
+        asked = signal.sigtimedwait([signal.SIGTERM], SECONDS_TO_LOOK)
+        if asked is None and not _is_there(process) or asked is not None and asked.si_pid == process:
+            os._exit(0)
 
 
-# Functions and not methods: with a method the loader would refer to itself, and it would not be freed, nor its workers
-# ended, when the last reference to it goes.
+def _is_there(process):
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+# Plain functions, not methods: a method would make a reference cycle, and the workers would not end with the loader.
 def _training_key(batch_sampler, seed, span, epoch, batch):
     return batch_sampler.draw(epoch, batch), (seed, epoch, batch, CROP_STREAM), span
 
@@ -151,8 +166,18 @@ def _started(loader):
 
 
 def _checked(loader):
-    """Yield the batches of ``loader``; raise the errors that its workers return."""
-    for batch in _started(loader):
+    batches, waited = _started(loader), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            waited += SECONDS_TO_LOOK
+            if "timed out" not in str(error) or waited >= LOADING_PATIENCE:
+                raise
+            continue  # the same batch is waited for again
+        waited = 0
         if isinstance(batch, DatasetError):
             raise batch
         yield batch
@@ -163,7 +188,7 @@ class TrainLoader:
 
     Args:
         dataset: an ``ImageSet``.
-        batch_sampler: ``draw(epoch, number)`` gives the picture indices of a batch; its length is batches an epoch.
+        batch_sampler: ``draw(epoch, number)`` gives the picture indices of a batch; its length: batches per epoch.
         image_size: side of the crop.
         seed: of crops and flips.
         workers: number of loading processes; 0 loads in this one.

@@ -1,12 +1,13 @@
 """The angle-wise term of RKD (Park et al., CVPR 2019, arXiv:1904.05068) in blocks of vertices, with its own gradient.
 
-    u_ij = (e_j - e_i) / |e_j - e_i|,  C_ijk = u_ij . u_ik,  loss = mean of smooth-L1(C_S - C_T) over all N^3
+    u_ij = (e_j - e_i) / max(|e_j - e_i|, 1e-12),  C_ijk = u_ij . u_ik
+    loss = mean of smooth-L1(C_S - C_T) over all N^3 (i, j, k)
 
 For each block of vertices i the N x N cosines of each i are computed, compared and turned into their part of the
 gradient, then dropped. So neither N^3 cosines nor N^2 edges of d numbers are ever in memory.
 
-The cosines are computed in one of two ways. By differences: the edges of a vertex, and their products; N^3 d
-multiplications, in float32. By products: everything from the N x N products of embeddings,
+The cosines are computed in one of two ways. By differences: the edges of a vertex, and their dot products; N^3 d
+multiplications, in float32. By products: everything from the dot products of the embeddings (the N x N Gram matrix),
 
     C_ijk = (G_jk - G_ij - G_ik + G_ii) / (|e_j - e_i| |e_k - e_i|),  G = E E^T
 
@@ -66,7 +67,7 @@ def _inverse(length):
 
 
 class _ByProducts:
-    """Cosines of N embeddings from their products, and the sum of the gradient over blocks of vertices."""
+    """Cosines of N embeddings from their dot products, and the sum of the gradient over blocks of vertices."""
 
     sum_type = torch.float64
 
@@ -76,7 +77,7 @@ class _ByProducts:
         self.centred = centred - centred.mean(0, keepdim=True)
         self.products = self.centred @ self.centred.t()
         self.own = self.products.diagonal()
-        # Not from the products: the distance of equal embeddings must be exactly 0.
+        # Not from the dot products: the distance of equal embeddings must be exactly 0.
         self.inverse = _inverse(torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist"))
         self.slope_of_products = torch.zeros_like(self.products)
 
@@ -92,7 +93,7 @@ class _ByProducts:
         return numerator.to(self.type).mul_(inverse.unsqueeze(2)).mul_(inverse.unsqueeze(1))
 
     def add_gradient(self, vertices, cosines, slope):
-        """Add this block's part of the slopes by the products G.
+        """Add this block's part of the slopes by the dot products G.
 
         Args:
             cosines: as computed. slope: of the loss by each of them. Both B x N x N, symmetric; both are overwritten.

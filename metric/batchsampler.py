@@ -37,9 +37,9 @@ class NPairs:
     Args:
         data_source: has `.targets` (labels), `.samples` or `.imgs` (pairs of path and label), or is a sequence of
             labels.
-        batch_size: images a batch, at least 2.
-        m: images a class, at least 1.
-        iter_per_epoch: batches an epoch.
+        batch_size: images per batch, at least 2.
+        m: images per class, at least 1.
+        iter_per_epoch: batches per epoch.
         seed: a non-negative integer. None draws one from torch's global generator when the sampler is made.
 
     Attributes:

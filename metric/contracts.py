@@ -57,7 +57,7 @@ def check_embeddings(embeddings, name="embeddings"):
 
 
 def check_labels(labels, embeddings=None):
-    """TypeError or ValueError unless `labels` is a 1-d integer tensor: one a row of `embeddings`, on its device."""
+    """TypeError or ValueError unless `labels` is a 1-d integer tensor: one per row of `embeddings`, on its device."""
     if not isinstance(labels, torch.Tensor):
         raise TypeError("labels must be a torch.Tensor, got {}".format(type(labels).__name__))
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -67,7 +67,7 @@ def check_labels(labels, embeddings=None):
     if embeddings is None:
         return
     if labels.shape[0] != embeddings.shape[0]:
-        raise ValueError("one label a row: embeddings have shape {}, labels {}".format(
+        raise ValueError("needs one label per row: embeddings have shape {}, labels {}".format(
             tuple(embeddings.shape), tuple(labels.shape)))
     check_same_device(embeddings, labels, "embeddings", "labels")
 

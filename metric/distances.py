@@ -1,7 +1,7 @@
 """Distances between embeddings, and unit vectors.
 
-Distances are computed from differences, component by component, and not from products (|a|^2 + |b|^2 - 2 a . b): in
-float32 the products lose the digits of rows that are close together or far from the origin.
+Distances are computed from differences, component by component, and not from dot products (|a|^2 + |b|^2 - 2 a . b): in
+float32 the dot products lose the digits of rows that are close together or far from the origin.
 
 On a CPU torch's own gradient is used. On CUDA torch makes all N x M x d differences at once for it (34 GB at N = M =
 4,096, d = 512), and some devices have none. So on other devices than a CPU the gradient is computed here, a block of

@@ -87,8 +87,9 @@ def rkd_angle_loss(student, teacher, vertices=None):
     Returns:
         scalar.
 
-    Corner cases: an edge of length 0 (a vertex with itself, duplicates) has cosine 0 with every other and no gradient;
-    so N = 1 (a loss of 0) and embeddings that are all equal are no errors. There is no second derivative.
+    Corner cases: equal embeddings (for example one picture twice with the same crop) form an edge of length 0, and so
+    does a vertex with itself: its cosine with every other edge is 0 and it gets no gradient. So N = 1 (a loss of 0) and
+    embeddings that are all equal are no errors. There is no second derivative.
 
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
@@ -214,14 +215,14 @@ def fitnet_loss(student, teacher, weight):
     return F.mse_loss(projected, teacher.reshape(*teacher.shape[:2], -1))
 
 
-class RkdDistance(nn.Module):
+class RkdDistance(nn.Module):  # spelling of the reference
     """`rkd_distance_loss`: (student N x d, teacher N x any dimension) -> scalar."""
 
     def forward(self, student, teacher):
         return rkd_distance_loss(student, teacher)
 
 
-class RKdAngle(nn.Module):
+class RKdAngle(nn.Module):  # spelling of the reference
     """`rkd_angle_loss`: (student N x d, teacher N x any dimension) -> scalar."""
 
     def forward(self, student, teacher, vertices=None):

@@ -6,7 +6,6 @@ embeddings' device, possibly empty: N = 1, one class (no negatives) and all labe
 triplets, and an anchor without any negative gives none either. No gradient flows through a sampler.
 """
 
-import functools
 import math
 
 import torch
@@ -16,10 +15,10 @@ from metric.contracts import check_embeddings, check_labels, full_precision
 from metric.distances import pdist, unit
 
 __all__ = ["pos_neg_mask", "distance_weights", "PairSampler", "AllPairs", "RandomNegative", "HardNegative",
-           "SemiHardNegative", "DistanceWeighted", "SAMPLERS"]
+           "SemiHardNegative", "DistanceWeighted", "EligibleDistanceWeighted", "SAMPLERS", "SAMPLER_HELP"]
 
-# Distance-weighted sampling: negatives nearer than the first are weighted as if they were that far, since the nearest
-# ones are noise; negatives at the second or farther give no loss and are not drawn.
+# Distance-weighted sampling: negatives nearer than 0.5 get the weight of 0.5 (the nearest are often noise); negatives
+# at 1.4 or farther are not drawn (most give no loss).
 NEAREST_DISTANCE = 0.5
 FARTHEST_DISTANCE = 1.4
 
@@ -82,6 +81,8 @@ class PairSampler(nn.Module):
 class AllPairs(PairSampler):
     """Every negative of every positive pair, in index order."""
 
+    summary = "all of them"
+
     def choose(self, embeddings, labels, negative, anchor_idx, pos_idx):
         pair, neg_idx = negative[anchor_idx].nonzero().unbind(1)
         return anchor_idx[pair], pos_idx[pair], neg_idx
@@ -90,6 +91,8 @@ class AllPairs(PairSampler):
 class RandomNegative(PairSampler):
     """One negative for each positive pair, uniformly."""
 
+    summary = "any, at random"
+
     def choose(self, embeddings, labels, negative, anchor_idx, pos_idx):
         neg_idx = torch.multinomial(negative[anchor_idx].to(embeddings.dtype), 1).squeeze(1)
         return anchor_idx, pos_idx, neg_idx
@@ -97,6 +100,8 @@ class RandomNegative(PairSampler):
 
 class HardNegative(PairSampler):
     """The nearest negative of each anchor; of equally near ones the first."""
+
+    summary = "the nearest"
 
     def choose(self, embeddings, labels, negative, anchor_idx, pos_idx):
         distance = _distances(embeddings, self.dist_func)
@@ -109,6 +114,8 @@ class SemiHardNegative(PairSampler):
 
     Semi-hard negatives: FaceNet, Schroff et al., CVPR 2015. A negative exactly as far as the positive is not farther.
     """
+
+    summary = "the nearest that is farther than the positive"
 
     def choose(self, embeddings, labels, negative, anchor_idx, pos_idx):
         distance = _distances(embeddings, self.dist_func)
@@ -127,23 +134,24 @@ def distance_weights(embeddings, labels, eligible_only=False, dist_func=pdist):
     unit sphere (Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017, arXiv:1706.07567).
 
         d_ij   = max(0.5, |u_i - u_j|),  u = L2-normalised embeddings,  d_ii = 1
-        log w  = (2 - d) log d_ij - ((d - 3) / 2) log(1 - d_ij^2 / 4),  d the dimension
+        log w  = (2 - n) log d_ij - ((n - 3) / 2) log(1 - d_ij^2 / 4),  n the dimension
         w      = exp(log w - row maximum) [negative] [d_ij < 1.4],  divided by its row sum
 
     A row whose weights sum to 0 becomes uniform over its negatives.
 
     The quirk (`eligible_only=False`; the published networks were trained with it): the row maximum runs over ALL
     columns, positives and the anchor itself included. Subtracting it only guards against overflow, and in exact numbers
-    the division by the row sum cancels it; in float32 it does not. At d = 512 one positive at 0.5 or nearer makes the
-    weight of every negative farther than about 0.63 underflow to 0, and the anchor falls back to uniform negatives.
-    Float64 embeddings are weighted in float64, which can hold much smaller weights before they underflow.
+    the division by the row sum cancels it; in float32 it does not. At n = 512 one positive at 0.5 or nearer makes the
+    weight of every negative farther than about 0.63 underflow to 0. If no negative is nearer than that, the anchor
+    falls back to uniform negatives. Float64 embeddings are weighted in float64, which can hold much smaller weights
+    before they underflow.
 
     Args:
-        embeddings: N x d, floating point; need not be normalised. Half and bfloat16 are computed in float32.
+        embeddings: N x n, floating point; need not be normalised. Half and bfloat16 are computed in float32.
         labels: N integers on the same device.
-        eligible_only: True: the row maximum runs over the negatives nearer than 1.4 only, so that the largest weight of
-            a row is 1 before the division. False: the quirk.
-        dist_func: N x d embeddings -> N x N distances.
+        eligible_only: True (`--sample distance_eligible`): the row maximum runs over the negatives nearer than 1.4
+            only, so that the largest weight of a row is 1 before the division. False (`--sample distance`): the quirk.
+        dist_func: N x n embeddings -> N x N distances.
 
     Returns:
         N x N, rows summing to 1. A row without negatives is 0.
@@ -183,10 +191,12 @@ class DistanceWeighted(PairSampler):
 
     Args:
         dist_func: N x d embeddings -> N x N distances; it is given the L2-normalised embeddings.
-        eligible_only: False keeps the quirk that the published networks were trained with: at d = 512 an anchor with a
-            positive at 0.5 or nearer gets uniform negatives. True weights them as the paper means. See
-            `distance_weights`.
+        eligible_only: False keeps the quirk that the published networks were trained with: at 512 dimensions an anchor
+            with a positive at 0.5 or nearer gets uniform negatives, unless a negative is nearer than about 0.63. True
+            weights them as the paper means. See `distance_weights`.
     """
+
+    summary = "by distance, as the published networks were trained"
 
     def __init__(self, dist_func=pdist, eligible_only=False):
         super().__init__(dist_func)
@@ -197,6 +207,15 @@ class DistanceWeighted(PairSampler):
         return anchor_idx, pos_idx, torch.multinomial(weight[anchor_idx], 1).squeeze(1)
 
 
+class EligibleDistanceWeighted(DistanceWeighted):
+    """`DistanceWeighted` with `eligible_only`: `--sample distance_eligible`."""
+
+    summary = "by distance, as the sampling paper means it"
+
+    def __init__(self, dist_func=pdist):
+        super().__init__(dist_func, eligible_only=True)
+
+
 # What --sample and --triplet_sample offer: name -> class, called without arguments. One more sampler is one row.
 SAMPLERS = {
     "random": RandomNegative,
@@ -204,5 +223,8 @@ SAMPLERS = {
     "all": AllPairs,
     "semihard": SemiHardNegative,
     "distance": DistanceWeighted,
-    "distance_eligible": functools.partial(DistanceWeighted, eligible_only=True),
+    "distance_eligible": EligibleDistanceWeighted,
 }
+# For --help, built from the rows above.
+SAMPLER_HELP = "which negatives a pair is compared with; " + "; ".join(
+    "{}: {}".format(name, sampler.summary) for name, sampler in SAMPLERS.items())

@@ -1,7 +1,7 @@
 """Recall@K: its definition, and a way to the same numbers that is fast enough for 60,000 embeddings.
 
-`recall_by_definition` is all that there is to understand. `recall` gives the same without sorting anything: a query is
-a hit at K when fewer than K negatives are at least as close as its nearest positive. So distances are only compared
+To understand the measure, read `recall_by_definition`; `recall` gives the same numbers faster, without sorting: a query
+is a hit at K when fewer than K negatives are at least as close as its nearest positive. So distances are only compared
 and counted, in three steps:
 
 1. `_nearest_positive`: the distance of each query to its nearest positive.
@@ -68,7 +68,7 @@ def _scaled(embeddings):
 class _Gallery:
     """All embeddings in the order of their labels, and lower and upper bounds of their squared distances.
 
-    Bounds, because distances come from matrix products, which are fast and round; `exact` is slow and does not.
+    Bounds, because distances come from matrix products, which are fast but rounded; `exact` is slow but not rounded.
 
     Args:
         embeddings: N x d, as `_scaled` gives them. labels: N.
@@ -240,7 +240,7 @@ def recall(embeddings, labels, K=(1,), block_size=None):
             and about 8 bytes for each entry of a block, never an N x N matrix.
 
     Returns:
-        list of floats, one fraction a K, in the order of K.
+        list of floats, one fraction per K, in the order of K.
 
     Corner cases: a negative at exactly the distance of the nearest positive counts as closer (ties go against the
     query), so a collapsed network, all embeddings equal, scores 0 and not 1. Exact duplicates in the gallery are

@@ -83,7 +83,7 @@ def contrastive_loss(embeddings, anchor_idx, pos_idx, neg_idx, margin=0.2):
 
     |x| is the Euclidean norm. A pair counts as often as it is in a triplet.
 
-    Args, corner cases and errors: as in `triplet_loss`; negatives are pushed until they are `margin` apart.
+    Args, corner cases and errors: as in `triplet_loss`; negatives nearer than `margin` are pushed away.
 
     Returns:
         scalar. No triplets: 0, with a gradient of 0.

@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     def recognises(cls, weights):
         """Return whether a state dict, {name: tensor}, is one of this network: by its blocks and its width.
 
-        Names that are missing, or sizes that are wrong elsewhere, are told by ``load_state_dict``.
+        Names that are missing, or sizes that are wrong elsewhere, are reported by ``load_state_dict``.
         """
         blocks = tuple(len({name.split(".")[1] for name in weights if name.startswith(stage + ".")})
                        for stage in cls.stages)

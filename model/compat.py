@@ -1,7 +1,7 @@
 """Everything that differs between the supported versions of PyTorch and torchvision (torch 1.10 to the newest).
 
-Vendors' builds lag behind: the BI-V100's first SDK carries torch 1.10.2 with torchvision 0.11. No other module asks
-for a version.
+Vendors' builds lag behind: the BI-V100's SDK 3.0.0 has torch 1.10.2 with torchvision 0.11. No other module asks for a
+version.
 """
 import collections
 import contextlib
@@ -82,15 +82,15 @@ def load_tensors(path):
 
 
 def require_float32_products():
-    """Let CUDA devices compute float32 products and convolutions in float32, not in TF32 (10 bits of mantissa).
+    """Let CUDA devices compute float32 matrix products and convolutions in float32, not in TF32 (10 bits of mantissa).
 
     Newer cards take TF32 for convolutions by default, and torch before 1.12 for matrix products too. Distances are
     small differences of large products, so three decimal digits are too few, and a measured recall must not depend on
     the card.
     """
     with warnings.catch_warnings():
-        # torch 2.9 brought other switches (fp32_precision) and warns of these. But a mix of both is an error where
-        # torch's compiler reads these, and setting these sets the others as well.
+        # torch 2.9 has new switches (fp32_precision) and warns about these old ones. Only the old ones are set here:
+        # that sets the new ones too, and where the two disagree, torch.compile fails as it reads the old ones.
         warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

@@ -27,7 +27,7 @@ def read_tensors(path):
 
     Raises:
         WeightsError: no such file, damaged, or with something else in it, such as tensors that are no plain arrays of
-            numbers; or it would take more memory than the file is long.
+            numbers; or its tensors need more memory than the file's size.
     """
     _check_file(path)
     size = os.path.getsize(path)
@@ -78,7 +78,7 @@ def _is_inflated(path, size):
 
 
 def _named_tensors(content):
-    """Yield (name or None, tensor) of all tensors in nested containers; one that holds itself is looked at once."""
+    """Yield (name or None, tensor) of all tensors in nested containers; each container is visited once."""
     seen, waiting = set(), [(None, content)]
     while waiting:
         name, value = waiting.pop()

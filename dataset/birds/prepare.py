@@ -20,7 +20,7 @@ from dataset.files import locked
 
 __all__ = ["prepare_birds", "PICTURES_PER_CLASS", "SIZE"]
 
-VERSION = 1  # to be raised when other bytes are drawn
+VERSION = 1  # raise this when other bytes are drawn
 PICTURES_PER_CLASS = 24
 SIZE = 128
 QUALITY = 90
