@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import run
-from conftest import options_for
+from conftest import make_pictures, options_for
 from dataset import DatasetError, load_resized, open_pictures
 from dataset.base import UnreadablePicture, open_image
 from processes import at_step, complete, finish, start
@@ -305,3 +305,10 @@ def test_a_picture_that_disappears_in_mid_run(own_pictures, tmp_path, workers):
         argv = options_for(own_pictures, *fixed, "--iter_per_epoch", "20", "--save_dir", tmp_path / name, *more)
         assert complete("run", argv, tmp_path / "out") == 0
     assert_same_run(directory, tmp_path / "whole")
+
+
+def test_the_test_set_needs_something_to_find(tmp_path, capsys):
+    make_pictures(tmp_path / "set" / "train", classes=4)
+    make_pictures(tmp_path / "set" / "test", classes=6, pictures=1)
+    code, _, err = answer(capsys, run.main, options_for(tmp_path / "set"))
+    assert code == 2 and "every class of the test set has a single picture" in err

@@ -151,7 +151,7 @@ def test_cub200_splits(tmp_path, monkeypatch):
 
 def test_every_data_set_describes_itself():
     assert all(data_set.summary and "\n" not in data_set.summary for data_set in DATASETS.values())
-    assert [name for name, data_set in DATASETS.items() if data_set.can_download] == ["cub200"]
+    assert "cub200" in [name for name, data_set in DATASETS.items() if data_set.can_download]
 
 
 @pytest.mark.parametrize("can_download, download, expected", [

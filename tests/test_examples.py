@@ -67,6 +67,7 @@ def _run_directory(path, script, options, recalls):
     options = dict({"base": "resnet18", "embedding_size": 16, "l2normalize": False, "recall": [2]}, **options)
     (path / "config.json").write_text(json.dumps({"script": script, "options": options}))
     lines = [{"recall": {"test": {"2": recall}}} for recall in recalls]
+    lines.insert(1, {"loss": 1.0})  # an epoch that was not measured
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "speed.jsonl").write_text("".join('{"seconds": 1.5}\n' for _ in recalls[1:]))
     (path / "best.pth").write_bytes(b"0" * 1500000)
@@ -79,7 +80,7 @@ def test_summary_shows_before_best_and_final(tmp_path, capsys):
     teacher = _run_directory(tmp_path / "teacher", "run.py", {"loss": "l2_triplet", "sample": "all"}, [0.2, 0.3])
     assert summary.main([teacher, student]) == 0
     rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert rows[3] == ["student", "resnet18 d=16 not normalised", "2 angle + 1 dist", "2", "0.1000", "0.5000",
+    assert rows[3] == ["student", "resnet18 d=16 not normalised", "2 angle + 1 dist", "3", "0.1000", "0.5000",
                        "0.4000", "1.5", "3"]
     assert rows[2][2] == "l2_triplet, all negatives"
 

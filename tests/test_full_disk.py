@@ -38,6 +38,3 @@ def test_a_full_disk_leaves_the_run_that_is_to_be_replaced(pictures, whole, tmp_
     limit = (whole / "best.pth").stat().st_size // 2
     assert complete("run", argv, tmp_path / "out", _limit_files_to, limit) == 1
     assert content(tmp_path / "run") == before
-
-
-# From here on the runs are over, and what counts is what the next command says.

@@ -101,7 +101,7 @@ def test_death_while_a_run_is_replaced_leaves_the_one_or_the_other(pictures, who
         assert_same_run(directory, {1: tmp_path / "other", 3: whole}[which])
         found.append(which)
         shutil.rmtree(str(directory))
-    assert found == [3, 3] + [1] * 7
+    assert found == [3] + [1] * 8
 
 
 def test_a_killed_run_with_loading_processes_goes_on_at_once(pictures, tmp_path):

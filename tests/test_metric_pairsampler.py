@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from metric.distances import pdist
-from metric.pairsampler import (SAMPLERS, AllPairs, DistanceWeighted, HardNegative, PairSampler, RandomNegative,
+from metric.pairsampler import (SAMPLERS, AllPairs, DistanceWeighted, EligibleDistanceWeighted, HardNegative,
+                                PairSampler, RandomNegative,
                                 SemiHardNegative, distance_weights, pos_neg_mask)
 
 each_sampler = pytest.mark.parametrize("make", list(SAMPLERS.values()), ids=list(SAMPLERS))
@@ -123,7 +124,7 @@ def test_degenerate_embeddings_still_give_valid_triplets(make, value):
 def test_the_names_of_the_command_line():
     built = {name: make() for name, make in SAMPLERS.items()}
     expected = {"random": RandomNegative, "hard": HardNegative, "all": AllPairs, "semihard": SemiHardNegative,
-                "distance": DistanceWeighted, "distance_eligible": DistanceWeighted}
+                "distance": DistanceWeighted, "distance_eligible": EligibleDistanceWeighted}
     assert {name: type(built[name]) for name in expected} == expected
     assert built["distance_eligible"].eligible_only and not built["distance"].eligible_only
 

@@ -53,6 +53,18 @@ def test_ranks_with_other_pictures_are_refused(tmp_path):
                for line in _shown(tmp_path / "out", 2))
 
 
+def test_ranks_that_skip_other_pictures_are_refused(tmp_path):
+    port, processes = free_port(), []
+    for rank in range(2):
+        data = make_pictures(tmp_path / str(rank))
+        path = data / "class01" / "0{}.png".format(2 + rank)
+        path.write_bytes(bytes(path.stat().st_size))  # names and sizes are alike
+        argv = argv_for(data, tmp_path / "run", "--skip_broken")
+        processes.append(start("run", argv, tmp_path / "out{}".format(rank), as_rank, rank, 2, port))
+    assert codes(processes) == [2, 2]
+    assert all("the training set is 17 pictures" in line for line in _shown(tmp_path / "out", 2))
+
+
 @pytest.mark.parametrize("more, expected", [
     (["--batch", "5", "--num_image_per_class", "2"], "--batch 5 is divided among 3 processes; take at least 6"),
     (["--device", "cuda:0"], "is one device for 3 processes"),

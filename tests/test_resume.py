@@ -1,4 +1,5 @@
 """Runs that go on, are replaced or are refused: what the next command says to a --save_dir."""
+import gc
 import os
 import re
 import shutil
@@ -174,6 +175,16 @@ def test_the_teacher_may_move_but_not_change(whole, tmp_path, capsys):
     assert code == 2 and "is not the file that this run began with" in line
 
 
+def test_a_teacher_that_moved_beside_another_config_is_not_another_network(whole, tmp_path, capsys):
+    shutil.copytree(str(whole), str(tmp_path / "teacher"))
+    argv = distil(tmp_path / "teacher", tmp_path / "student", "--epochs", "1")
+    assert refusal(capsys, run_distill.main, argv)[0] == 0
+    config = tmp_path / "teacher" / "config.json"
+    config.write_text(config.read_text().replace('"l2normalize": true', '"l2normalize": false'))
+    code, line = refusal(capsys, run_distill.main, ["--resume", "--save_dir", tmp_path / "student", "--epochs", "2"])
+    assert code == 2 and "not L2-normalised; you asked for a TinyResNet with 8 dimensions, L2-normalised" in line
+
+
 def test_two_runs_in_one_directory_are_held_apart(pictures, tmp_path, capsys):
     directory = tmp_path / "run"
     process = start("run", argv_for(pictures, directory, "--epochs", "1000"), tmp_path / "out")
@@ -198,3 +209,27 @@ def test_two_runs_side_by_side_with_one_cache(whole, tmp_path):
     for name in "ab":
         assert_same_run(tmp_path / name, whole)
     assert sorted(name.split(".")[-1] for name in os.listdir(str(data / ".rkd-cache"))) == ["uint8", "uint8"]
+
+
+def test_values_that_begin_with_a_dash(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(str(pictures), "-set")
+    argv = options_for("x", "--epochs", "1", "--save_dir", "run")
+    argv[argv.index("--data"):argv.index("--data") + 2] = ["--data=-set"]
+    assert refusal(capsys, run.main, argv)[0] == 0
+    assert refusal(capsys, run.main, ["--resume", "--save_dir", "run", "--epochs", "2"])[0] == 0
+    assert refusal(capsys, run.main, ["--mode", "eval", "--load", "run/best.pth"])[0] == 0
+
+
+def test_the_saved_state_does_not_stay_in_memory(copy, capsys, monkeypatch):
+    """It has the weights and twice their size of moments."""
+    found, train_epoch = [], loop.train_epoch
+
+    def trained(*args):
+        found.append(sum(isinstance(thing, dict) and "version" in thing and "optimizer" in thing
+                         for thing in gc.get_objects()))
+        return train_epoch(*args)
+
+    monkeypatch.setattr(loop, "train_epoch", trained)
+    assert refusal(capsys, run.main, ["--resume", "--save_dir", copy, "--epochs", "4"])[0] == 0
+    assert found == [0]

@@ -110,7 +110,9 @@ def test_the_last_epoch_is_measured_whatever_a_run_was_cut_to(pictures, tmp_path
     assert complete("run", argv, tmp_path / "out", at_step, 5, signal.raise_signal, signal.SIGTERM) == 143
     done = ["--epochs", str(torch.load(str(directory / "checkpoint.pth"))["progress"]["epoch"] - 1)]
     resume = ["--resume", "--save_dir", str(directory), "--workers", "0"]
-    if torch.load(str(directory / "checkpoint.pth"))["progress"]["batch"]:  # past it; to the end of that epoch
+    if torch.load(str(directory / "checkpoint.pth"))["progress"]["batch"]:
+        assert complete("run", resume + done, tmp_path / "out") == 2
+        assert "and begun the next one" in printed(directory).splitlines()[-1]
         done = ["--epochs", str(int(done[1]) + 1)]
     assert complete("run", resume + done, tmp_path / "out") == 0, printed(directory)
     assert complete("run", argv_for(pictures, tmp_path / "whole", "--eval_every", "500", *done), tmp_path / "out") == 0

@@ -34,7 +34,7 @@ def images(count=3, side=64):
 
 
 def works(name):
-    return precision._failure(name, CPU) is None
+    return precision._why_it_fails(name, CPU) is None
 
 
 @pytest.mark.parametrize("base", ["resnet18", "resnet50"])
@@ -74,12 +74,12 @@ def test_under_autocast_the_network_is_close_and_its_embedding_float32():
 
 def test_auto_precision(monkeypatch):
     assert precision.resolve_precision("auto", CPU, measuring_only=True)[0].name == "fp32"
-    monkeypatch.setattr(precision, "_failure", lambda name, device: None)
+    monkeypatch.setattr(precision, "_why_it_fails", lambda name, device: None)
     for flags, expected in ((["avx512_bf16", "sse"], "bf16"), (["avx512f"], "fp32"), ([], "fp32")):
         monkeypatch.setattr(precision, "_processor_flags", lambda: flags)
         assert precision.resolve_precision("auto", CPU)[0].name == expected
     monkeypatch.setattr(precision, "_processor_flags", lambda: ["avx512_bf16"])
-    monkeypatch.setattr(precision, "_failure", lambda name, device: "no such layer")
+    monkeypatch.setattr(precision, "_why_it_fails", lambda name, device: "no such layer")
     assert precision.resolve_precision("auto", CPU)[0].name == "fp32"
     with pytest.raises(UsageError, match="no such layer"):
         precision.resolve_precision("bf16", CPU)
