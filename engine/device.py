@@ -12,7 +12,8 @@ from engine.errors import UsageError, first_line
 from metric.utils import pdist
 from model.compat import compile_network, keep_freed_memory, require_float32_products
 
-SECONDS_TO_WATCH = 0.1  # how busy the cores are
+SECONDS_TO_WATCH = 0.2  # how busy the cores are
+BUSY_CORES = 0.7  # so many of those that the threads need; less is noise
 
 
 def resolve_device(name):
@@ -103,7 +104,7 @@ def use_threads(wanted, device):
         torch.set_num_threads(wanted)
     threads = torch.get_num_threads()
     free = _free_cores() if threads > 1 and ranks.count() == 1 and device.type == "cpu" else None
-    if free is None or free > threads - 0.5:
+    if free is None or free > threads - BUSY_CORES:
         return str(threads)
     return ("{}; this machine is busy, {:.1f} of {} cores are free; --threads 1 may be several times faster: threads "
             "that share a core wait for each other".format(threads, free, usable_cores()))
