@@ -18,9 +18,10 @@ from dataset.cache import DecodedPictures
 
 __all__ = ["LOADING_PATIENCE", "TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
 
-# Seconds to wait for a batch, and between two looks whether a loading process has died or its parent has. A loading
-# process that finds no shared memory for its batch just never delivers it.
-LOADING_PATIENCE = 600
+# A run ends when a batch has not come for so many seconds: a loading process that finds no shared memory for its batch
+# never delivers it.
+LOADING_PATIENCE = 300
+# Between two looks of a loading process whether its parent is still there.
 SECONDS_TO_LOOK = 5
 
 # Last part of the seed of a batch's crops, so that they don't depend on what the batch sampler draws.
@@ -104,7 +105,7 @@ def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_
     # would change what the rest of the run draws.
     return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
-                      timeout=SECONDS_TO_LOOK if workers > 0 else 0, generator=torch.Generator(),
+                      timeout=LOADING_PATIENCE if workers > 0 else 0, generator=torch.Generator(),
                       worker_init_fn=_leave_signals_to_the_main_process)
 
 
@@ -139,6 +140,8 @@ def _is_there(process):
         return True
     except ProcessLookupError:
         return False
+    except PermissionError:  # another user's, or a security module forbids to ask
+        return True
 
 
 # Plain functions, not methods: a method would make a reference cycle, and the workers would not end with the loader.
@@ -166,18 +169,7 @@ def _started(loader):
 
 
 def _checked(loader):
-    batches, waited = _started(loader), 0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            waited += SECONDS_TO_LOOK
-            if "timed out" not in str(error) or waited >= LOADING_PATIENCE:
-                raise
-            continue  # the same batch is waited for again
-        waited = 0
+    for batch in _started(loader):
         if isinstance(batch, DatasetError):
             raise batch
         yield batch

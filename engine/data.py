@@ -88,7 +88,7 @@ def _check(splits, run, measured):
             raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
                 max(args.recall), name, len(images) - 1))
         counts = collections.Counter(images.targets)
-        single = [label for label in images.classes if counts[images.class_to_idx[label]] == 1]
+        single = [kind for kind in images.classes if counts[images.class_to_idx[kind]] == 1]
         if single:
             _check_single(split, single, len(counts), run.needs_pairs and split == "train")
         most = sum(min(args.num_image_per_class, count) for count in counts.values())

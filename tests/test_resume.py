@@ -226,10 +226,11 @@ def test_the_saved_state_does_not_stay_in_memory(copy, capsys, monkeypatch):
     found, train_epoch = [], loop.train_epoch
 
     def trained(*args):
-        found.append(sum(isinstance(thing, dict) and "version" in thing and "optimizer" in thing
+        found.append(sum(type(thing) is dict and "version" in thing and "optimizer" in thing
                          for thing in gc.get_objects()))
         return train_epoch(*args)
 
     monkeypatch.setattr(loop, "train_epoch", trained)
+    gc.collect()  # what earlier tests left
     assert refusal(capsys, run.main, ["--resume", "--save_dir", copy, "--epochs", "4"])[0] == 0
     assert found == [0]

@@ -50,7 +50,7 @@ def read_config(directory):
             with open(path, encoding="utf-8") as file:
                 config = json.load(file)
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
-        raise WeightsError("{} is not a config.json of this project; mend or remove it, and state the options".format(
+        raise WeightsError("{} is not a config.json of this project; mend or remove it, and give the options".format(
             path))
     return config
 

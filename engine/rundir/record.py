@@ -67,8 +67,8 @@ class RunRecord:
                 continue  # what is trained is in the state
             digests[name] = digest_of(path)
             if self.saved and digests[name] != self.saved["inputs"].get(name):
-                raise UsageError("--{} {} is not the file that this run began with; put that one back, or state where "
-                                 "it is".format(name, path))
+                raise UsageError("--{} {} is not the file that this run began with; put that one back, or give its "
+                                 "new place".format(name, path))
         if self.saved:
             return self.saved["inputs"]
         refuse_other_run(self.save_dir, self.script, self.options)

@@ -25,7 +25,7 @@ def saved_run(command, args):
         command: a ``Command``. args: its options, which are changed here.
 
     Raises:
-        UsageError: there is nothing to go on from, or the command states other options than the run has.
+        UsageError: there is nothing to go on from, or the command gives other options than the run has.
         WeightsError: the state is damaged.
     """
     if not args.resume:

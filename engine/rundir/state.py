@@ -5,7 +5,7 @@ from engine.errors import first_line
 from engine.training import Progress
 from model import WeightsError, check_finite, read_tensors
 
-VERSION = 3
+VERSION = 4
 ADVICE = "put back a copy, or start again with --overwrite instead of --resume"
 TRAINING = ("optimizer", "schedule", "scaler", "random")  # the parts of ``Training.capture``
 PARTS = ("version", "script", "options", "inputs", "data", "progress", "record", "log", "speed", "precision",
@@ -43,6 +43,9 @@ def read_state(path):
         for part in PARTS:
             if not isinstance(state[part], KINDS.get(part, object)):
                 raise ValueError("it is a {}".format(type(state[part]).__name__))
+        part = "progress"
+        if not all(type(state[part].get(name)) is int for name in ("epoch", "batch")):
+            raise ValueError("no epoch or batch")
     except Exception as error:  # zipfile raises many types
         raise damaged(path, part, error) from None
     check_finite(path, state["network"])
