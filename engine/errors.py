@@ -59,7 +59,7 @@ def run_script(program, body):
         if rank != "0":
             return code
         lines, teller = [message], program
-    except (TrainingError, MemoryError, RuntimeError, LostRank, OSError) as error:
+    except (TrainingError, MemoryError, RuntimeError, LostRank, OSError, EOFError) as error:
         message, code = _of_failure(error)
         if message is None:  # a bug: show the traceback
             raise
@@ -89,14 +89,16 @@ def _of_failure(error):
         reason = re.sub(r"\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", first_line(error)).split(". ")[0]
         message = ("another process of this run has ended or can't be reached ({}); it prints why, if it can. A "
                    "checkpoint.pth that was there is whole: --resume goes on from it".format(reason))
-    elif isinstance(error, (TrainingError, OSError)):
+    elif isinstance(error, TrainingError):
         message = text
     elif interrupted():  # a process that was just starting died of the same signal
         return _of_signal(Stopped(interrupted(), between_steps=False))
     elif "DataLoader timed out" in text:
         message = ("no pictures came for {} s: too little shared memory (/dev/shm; docker run --shm-size), or a disk "
                    "that hangs; try --workers 0".format(LOADING_PATIENCE))
-    elif "DataLoader worker" in text:
+    elif "DataLoader worker" in text or isinstance(error, (ConnectionError, EOFError)):  # while it hands over
         message = ("a loading process was killed, perhaps for want of memory or of shared memory (/dev/shm); try fewer "
                    "--workers")
+    elif isinstance(error, OSError):
+        message = text
     return message, EXIT_FAILURE
