@@ -130,11 +130,11 @@ def _end_on_sigterm_from(process):
     """End when that process asks for it or has gone; torch's own watch misses one that is killed while this starts."""
     while True:
         asked = signal.sigtimedwait([signal.SIGTERM], SECONDS_TO_LOOK)
-        if asked is None and not _is_there(process) or asked is not None and asked.si_pid == process:
+        if asked is None and not _is_running(process) or asked is not None and asked.si_pid == process:
             os._exit(0)
 
 
-def _is_there(process):
+def _is_running(process):
     try:
         os.kill(process, 0)
         return True

@@ -96,7 +96,8 @@ def _of_failure(error):
     elif "DataLoader timed out" in text:
         message = ("no pictures came for {} s: too little shared memory (/dev/shm; docker run --shm-size), or a disk "
                    "that hangs; try --workers 0".format(LOADING_PATIENCE))
-    elif "DataLoader worker" in text or isinstance(error, (ConnectionError, EOFError)):  # while it hands over
+    elif "DataLoader worker" in text or isinstance(error, (ConnectionError, EOFError)):
+        # The connection to a loading process breaks where it dies while it hands over a batch.
         message = ("a loading process was killed, perhaps for want of memory or of shared memory (/dev/shm); try fewer "
                    "--workers")
     elif isinstance(error, OSError):

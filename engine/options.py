@@ -214,9 +214,9 @@ def check_data(args):
         raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
 
 
-def check_batches(args, pairs_needed):
+def check_batches(args, needs_pairs):
     """Refuse (UsageError) training batches that hold only one class or, where the loss needs pairs, none."""
-    if pairs_needed and args.num_image_per_class < 2:
+    if needs_pairs and args.num_image_per_class < 2:
         raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "
                          "such pairs; take at least 2")
     if args.batch <= args.num_image_per_class:

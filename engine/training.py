@@ -47,7 +47,7 @@ class Progress:
     def restored(cls, values, device):
         """Return what ``capture`` gave; any other value raises an exception, of whatever type."""
         progress = cls(**values)
-        if type(progress.epoch) is not int or progress.epoch < 1 or (progress.sums is None) != (progress.batch == 0):
+        if progress.epoch < 1 or (progress.sums is None) != (progress.batch == 0):
             raise ValueError("epoch {}, batch {}".format(progress.epoch, progress.batch))
         if progress.sums is not None:
             progress.sums = progress.sums.to(device).view(1 + len(progress.terms))
