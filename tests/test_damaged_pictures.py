@@ -12,8 +12,8 @@ from PIL import Image
 
 import run
 from conftest import make_pictures, options_for
-from dataset import DatasetError, load_resized, open_pictures
-from dataset.base import UnreadablePicture, open_image
+from dataset import DatasetError, open_pictures
+from dataset.pictures import UnreadablePicture
 from processes import at_step, complete, finish, start
 from results import answer, assert_same_run
 
@@ -75,10 +75,6 @@ def device(path):
     os.symlink("/dev/zero", path)
 
 
-def folder(path):
-    os.mkdir(path)
-
-
 def cmyk(path):
     _picture().convert("CMYK").save(path, "JPEG", quality=95)
 
@@ -115,46 +111,6 @@ def odd_name(path):
 
 BROKEN = [truncated, zero_bytes, no_picture, bomb, dangling_link]
 READABLE = [cmyk, palette, sixteen_bits, transparent, held_upright, one_pixel, odd_name]
-GREY = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) * 40 // 256)[..., None].repeat(3, 2)
-WHITE_TOP = np.where((np.arange(SIDE) < SIDE // 2)[:, None, None], 255, PIXELS)
-
-
-@pytest.mark.parametrize("make, expected, tolerance", [
-    (cmyk, PIXELS, 40), (palette, PIXELS, 0), (sixteen_bits, GREY, 0), (transparent, WHITE_TOP, 0),
-    (held_upright, PIXELS, 0), (one_pixel, np.full((1, 1, 3), (10, 20, 30)), 0), (odd_name, PIXELS, 0),
-])
-def test_readable_pictures_are_what_a_person_sees(tmp_path, make, expected, tolerance):
-    path = str(tmp_path / "one.png")
-    make(path)
-    found = np.asarray(open_image(path)).astype(int)
-    assert found.shape == expected.shape
-    assert np.mean(np.abs(found - expected) > tolerance) <= (0.05 if tolerance else 0)  # JPEG blurs edges
-    assert load_resized(path, 7).shape == (7, 7, 3)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_all_orientations(tmp_path, orientation):
-    undone = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
-              6: Image.ROTATE_90, 7: Image.TRANSVERSE, 8: Image.ROTATE_270}
-    image = _picture() if orientation == 1 else _picture().transpose(undone[orientation])
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(str(tmp_path / "one.png"), exif=exif.tobytes())
-    assert np.array_equal(np.asarray(open_image(str(tmp_path / "one.png"))), PIXELS)
-
-
-def test_a_broken_camera_note_is_no_reason_to_refuse(tmp_path):
-    path = str(tmp_path / "one.jpg")
-    _picture().save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 30)
-    assert open_image(path).size == (SIDE, SIDE)
-
-
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_pictures_of_unclear_range_are_named(tmp_path, mode):
-    path = str(tmp_path / "one.tif")
-    Image.fromarray(np.full((4, 4), 1e6, np.float32 if mode == "F" else np.int32)).save(path)
-    with pytest.raises(DatasetError, match="convert it to 8"):
-        open_image(path)
 
 
 @pytest.mark.parametrize("cache", ["auto", "off"])
@@ -205,7 +161,7 @@ def test_skipping_leaves_enough_or_says_so(own_pictures, capsys):
     assert answer(capsys, run.main, options_for(own_pictures, "--skip_broken", "--batch", "6"))[0] == 0
 
 
-@pytest.mark.parametrize("make", [named_pipe, unix_socket, device, folder], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [named_pipe, unix_socket, device], ids=lambda make: make.__name__)
 def test_what_is_no_file_is_not_opened(own_pictures, tmp_path, make):
     path = str(own_pictures / "class04" / "00 x.jpg")
     make(path)
@@ -230,10 +186,10 @@ def test_what_the_machine_lacks_is_no_fault_of_a_picture(own_pictures, monkeypat
     paths = [str(own_pictures / "class00" / name) for name in sorted(os.listdir(str(own_pictures / "class00")))]
     original = Image.open
 
-    def opened(path):
-        if path == paths[2]:
+    def opened(file, **options):
+        if file.name == paths[2]:
             raise error
-        return original(path)
+        return original(file, **options)
 
     monkeypatch.setattr(Image, "open", opened)
     with pytest.raises(expected, match=message) as caught:
@@ -244,16 +200,6 @@ def test_what_the_machine_lacks_is_no_fault_of_a_picture(own_pictures, monkeypat
     assert not list((own_pictures / ".rkd-cache").glob("*.uint8*"))
     monkeypatch.undo()
     assert open_pictures(paths, SIDE, cache, str(own_pictures), skip_broken=True).skipped == {}
-
-
-def test_no_memory_for_a_camera_note_is_no_reason_to_leave_a_picture_lying(tmp_path, monkeypatch):
-    def getexif(image):
-        raise MemoryError
-
-    held_upright(str(tmp_path / "one.png"))
-    monkeypatch.setattr(Image.Image, "getexif", getexif)
-    with pytest.raises(MemoryError):
-        open_image(str(tmp_path / "one.png"))
 
 
 def _warn_of_every_picture():
