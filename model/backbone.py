@@ -1,8 +1,8 @@
 """Backbones: torchvision's ResNets up to and including the global average pool.
 
-A backbone owns its normalisation. It takes uint8 pictures (0..255) or float pictures (0..1), so a teacher and a student
-can share one batch and each normalise it its own way. The names of its parameters are torchvision's own, without the
-classifier.
+A backbone owns its normalisation: it scales and normalises uint8 pictures (0..255) itself, so a teacher and a student
+can share one batch and each normalise it its own way. Float pictures it takes as they are, already normalised, as
+torchvision's networks do. The names of its parameters are torchvision's own, without the classifier.
 
 One more ResNet is one class with ``architecture``, ``blocks`` and ``output_size``, and one row in ``BACKBONES``.
 """
@@ -30,7 +30,7 @@ class ResNet(nn.Module):
         blocks: number of residual blocks in each stage.
         output_size: width of the pooled features, C.
         stages: names of the stages, in order.
-        mean, std: of each channel of the pictures (0..1) that the weights were trained on.
+        mean, std: of each channel of the pictures, scaled to 0..1, that the weights were trained on.
 
     Raises:
         WeightsError: the weights can't be fetched, can't be read or don't fit.
@@ -61,16 +61,25 @@ class ResNet(nn.Module):
 
     def _load(self, path):
         """Load a torchvision state dict; a classifier in it (``fc.*``) is left out."""
-        weights = {name: value for name, value in read_weights(path).items() if not name.startswith("fc.")}
+        own = set(self.state_dict())
+        counters = {name for name in own if name.endswith("num_batches_tracked")}  # not in files before torch 0.4.1
+
+        def misfit(found):
+            if "base" in found.prefix.split(".") and any(name.endswith("linear.weight") for name in found.others):
+                return "is a whole embedding network; it goes to --load"
+            missing = sorted(own - counters - set(found.weights))
+            unknown = sorted(name for name in set(found.weights) - own if not name.startswith("fc."))
+            if missing or unknown:
+                return "is not a torchvision state dict of {}: {} missing and {} unknown names, first {}".format(
+                    type(self).__name__, len(missing), len(unknown), (missing or unknown)[0])
+            return None
+
+        found = read_weights(path, {name.split(".")[0] for name in own} | {"fc"}, misfit)
         try:
-            self.load_state_dict(weights)
-        except RuntimeError:
-            missing = sorted(set(self.state_dict()) - set(weights))
-            unknown = sorted(set(weights) - set(self.state_dict()))
-            example = (missing or unknown or ["the sizes of the tensors"])[0]
-            raise WeightsError(
-                "{} is not a torchvision state dict of {}: {} missing and {} unknown names, first {}".format(
-                    path, type(self).__name__, len(missing), len(unknown), example)) from None
+            self.load_state_dict({name: value for name, value in found.weights.items() if name in own})
+        except RuntimeError as error:
+            raise WeightsError("{} is not a torchvision state dict of {}: {}".format(
+                path, type(self).__name__, str(error).splitlines()[-1].strip())) from None
 
     @classmethod
     def recognises(cls, weights):
@@ -85,16 +94,20 @@ class ResNet(nn.Module):
         return blocks == cls.blocks and max(widths, default=0) == cls.output_size
 
     def normalize(self, images):
-        """Return B x 3 x H x W pictures, uint8 in 0..255 or float in 0..1, less ``mean``, divided by ``std``."""
-        if not images.is_floating_point():
-            images = images.to(self.channel_mean.dtype) / 255
-        return (images - self.channel_mean) / self.channel_std
+        """Return B x 3 x H x W pictures as the layers take them, in the precision of the weights.
+
+        Integers (0..255) are divided by 255, less ``mean``, divided by ``std``. Floats are taken as normalised already.
+        """
+        values = images.to(self.channel_mean.dtype)
+        if images.is_floating_point():
+            return values
+        return (values / 255 - self.channel_mean) / self.channel_std
 
     def forward(self, images, get_stages=False):
         """Return the pooled features, B x C.
 
         Args:
-            images: B x 3 x H x W, uint8 in 0..255 or float in 0..1.
+            images: B x 3 x H x W, uint8 in 0..255, or floats that are normalised already.
             get_stages: return (stage1, stage2, stage3, stage4, pooled) instead; a stage's map is B x C' x H' x W'.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalize(images)))))

@@ -16,7 +16,7 @@ import warnings
 
 import torch
 
-__all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors",
+__all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors", "refused_name",
            "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "compile_network",
            "keep_freed_memory", "accelerator_rng_state", "set_accelerator_rng_state", "TORCH_VERSION"]
 
@@ -79,6 +79,13 @@ def load_tensors(path):
     if TORCH_VERSION >= (1, 13):
         return torch.load(path, map_location="cpu", pickle_module=_tensors_only, weights_only=False)
     return torch.load(path, map_location="cpu", pickle_module=_tensors_only)
+
+
+def refused_name(error):
+    """Return the class or function that a file asks for, from the ``UnpicklingError`` of ``load_tensors``; None if it
+    names none."""
+    found = re.search(r"(?:GLOBAL|asks for|<class) '?([\w.]{1,100})", str(error))
+    return found and found.group(1)
 
 
 def require_float32_products():

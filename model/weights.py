@@ -1,4 +1,5 @@
 """Files of weights: read without running code, checked, and torchvision's own fetched once."""
+import contextlib
 import http.client
 import os
 import pickle
@@ -9,11 +10,13 @@ import zipfile
 
 import torch
 
-from model.compat import cached_weights_path, imagenet_weights_url, load_tensors
+from model.compat import cached_weights_path, imagenet_weights_url, load_tensors, refused_name
+from model.statedicts import NOTHING, described, find_networks
 
 __all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "weights_file"]
 
 CONNECT_SECONDS = 20
+SAVED_ALONE = "torch.save(network.state_dict(), 'weights.pth')"
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
            torch.int32, torch.int64, torch.bool}
 
@@ -31,9 +34,7 @@ def read_tensors(path):
     """
     _check_file(path)
     size = os.path.getsize(path)
-    if _is_inflated(path, size):
-        raise WeightsError("{} is refused: unpacked, it is longer than the file, and PyTorch compresses nothing".format(
-            path))
+    _check_format(path, size)
     tensors = _load(path)
     for name, tensor in _named_tensors(tensors):
         fault = _fault_of(tensor, size)
@@ -45,7 +46,7 @@ def read_tensors(path):
 
 def _check_file(path):
     if os.path.isdir(path):
-        raise WeightsError("{} is a folder; give the .pth file in it".format(path))
+        raise WeightsError("{} is a folder; needed is one file that torch.save wrote, such as a best.pth".format(path))
     if not os.path.exists(path):
         raise WeightsError("{}: no such file".format(path))
     if not os.path.isfile(path):
@@ -61,20 +62,35 @@ def _load(path):
         raise WeightsError("{} can't be read: no permission".format(path)) from None
     except MemoryError:
         raise
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        name = refused_name(error)
+        if name:
+            raise WeightsError("{} is refused: beside tensors it asks for {} (such a file can run code); save the "
+                               "state dict alone: {}".format(path, name, SAVED_ALONE)) from None
         raise WeightsError("{} is refused: it holds something else than tensors (such a file can run code), "
                            "or it is damaged".format(path)) from None
     except Exception:  # torch raises half a dozen types for a damaged file; each means the same to the user
         raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
 
 
-def _is_inflated(path, size):
-    """Whether the file is a zip archive whose content is longer than its own ``size``."""
+def _check_format(path, size):
+    """Refuse files of other programs, and an archive whose content is longer than its own ``size``."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # where it can't be read, torch's reader says so
+        length, first = int.from_bytes(file.read(8), "little"), file.read(1)
+        if first == b"{" and length < size:  # the length of a header in JSON, and the header
+            raise WeightsError("{} is a safetensors file; needed is one that torch.save wrote: {}".format(
+                path, SAVED_ALONE.replace("network.state_dict()", "safetensors.torch.load_file(FILE)")))
     try:
         with zipfile.ZipFile(path) as archive:
-            return sum(member.file_size for member in archive.infolist()) > size
+            members = archive.infolist()
     except Exception:  # zipfile, too, raises half a dozen types for a damaged file; torch says what it is
-        return False
+        return
+    if any(member.filename.split("/")[1:] == ["constants.pkl"] for member in members):
+        raise WeightsError("{} is TorchScript (torch.jit.save); needed is its state dict: {}".format(
+            path, SAVED_ALONE.replace("network", "torch.jit.load(FILE)")))
+    if sum(member.file_size for member in members) > size:
+        raise WeightsError("{} is refused: unpacked, it is longer than the file, and PyTorch compresses nothing".format(
+            path))
 
 
 def _named_tensors(content):
@@ -101,26 +117,52 @@ def _fault_of(tensor, most):
     return None
 
 
-def read_weights(path):
-    """Return the state dict in the file ``path``: names to finite tensors, on the CPU.
+def read_weights(path, parts, misfit):
+    """Return the weights of a network in the file ``path``, a ``Found``: finite tensors, on the CPU.
+
+    They may be in an entry of a larger dict, and under a prefix; then a line is printed that says so.
+
+    Args:
+        parts: names of the network's own modules, with which the names of its tensors begin.
+        misfit: ``Found`` -> None if these are such a network's weights; else why not, in words that follow the file's
+            name.
 
     Raises:
-        WeightsError: no such file, not a state dict, damaged, or with values that are not finite, or with whole numbers
-            instead of weights.
+        WeightsError: no such file, damaged, no such network in it or several, or with values that are not finite, or
+            with whole numbers instead of weights.
     """
-    weights = read_tensors(path)
-    if isinstance(weights, dict) and isinstance(weights.get("network"), dict) and "progress" in weights:
+    content = read_tensors(path)
+    if isinstance(content, dict) and isinstance(content.get("network"), dict) and "progress" in content:
         raise WeightsError("{} is the state of a run, for --resume; the weights are in best.pth and last.pth beside it"
                            .format(path))
-    if not isinstance(weights, dict) or not weights or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-        raise WeightsError("{} holds no state dict (names and tensors)".format(path))
-    for name, value in weights.items():
+    try:
+        there = find_networks(content, parts)
+    except ValueError as error:
+        raise WeightsError("{} holds {}; save the network alone: {}".format(path, error, SAVED_ALONE)) from None
+    fitting = [found for found in there if misfit(found) is None]
+    if not fitting:
+        largest = max(there, key=lambda found: len(found.weights), default=NOTHING)
+        raise WeightsError("{} {}".format(path, misfit(largest)))
+    if len(fitting) > 1:
+        entries = [found.entry for found in fitting if found.entry and not found.prefix]
+        raise WeightsError("{} holds {} such networks ({}); save the one that is meant alone: {}".format(
+            path, len(fitting), "; ".join(_place(found) for found in fitting),
+            SAVED_ALONE.replace("network.state_dict()", "torch.load({!r})[{!r}]".format(path, entries[-1]))
+            if entries and "." not in entries[-1] else SAVED_ALONE))
+    found, = fitting
+    for name, value in found.weights.items():
         if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
             raise WeightsError("{} holds whole numbers ({}) instead of weights, first in {}".format(
                 path, str(value.dtype).replace("torch.", ""), name))
-    check_finite(path, weights)
-    return weights
+    check_finite(path, found.weights)
+    if described(found):
+        print("{}: read {}".format(path, described(found)), flush=True)
+    return found
+
+
+def _place(found):
+    return " ".join((["in its entry " + found.entry] if found.entry else [])
+                    + ["names with " + found.prefix + "." if found.prefix else "names without a prefix"])
 
 
 def check_finite(path, weights):

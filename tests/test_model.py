@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.utils import prune, weight_norm
 
 from model import BACKBONES, LinearEmbedding, WeightsError, compat, fused, recognise
 from model.backbone import ResNet, ResNet18, ResNet50
@@ -34,10 +35,8 @@ def test_features_are_torchvisions():
     weights = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
     backbone.load_state_dict(weights)  # torchvision's own names, strictly
     reference.fc = torch.nn.Identity()
-    images = torch.rand(2, 3, 64, 64)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = reference((images - mean[:, None, None]) / std[:, None, None])
-    assert torch.allclose(backbone(images), expected, atol=1e-5)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(backbone(images), reference(images))
 
 
 @pytest.mark.parametrize("constructor, width", [(ResNet18, 512), (ResNet50, 2048), (TinyResNet, 8)])
@@ -47,10 +46,63 @@ def test_output_size(constructor, width):
     assert backbone(torch.rand(1, 3, 32, 32)).shape == (1, width)
 
 
-def test_uint8_and_float_pictures_are_one_input():
-    network = LinearEmbedding(TinyResNet(pretrained=False), 8).eval()
+def normalised(images):
+    """Return uint8 pictures as the floats that torchvision's ImageNet networks take."""
+    to_tensor = torchvision.transforms.ToTensor()
+    normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return torch.stack([normalize(to_tensor(image.permute(1, 2, 0).numpy())) for image in images])
+
+
+@pytest.mark.parametrize("constructor", [TinyResNet, ResNet18])
+def test_uint8_pictures_and_normalised_floats_are_one_input(constructor):
+    network = LinearEmbedding(constructor(pretrained=False), constructor.output_size, 8).eval()
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
-    assert torch.allclose(network(images), network(images.float() / 255), atol=1e-5)
+    expected = network(images)
+    for same in images.long(), normalised(images):
+        assert torch.allclose(network(same), expected, atol=1e-5)
+    for dtype in torch.float64, torch.float16:  # become what the weights are
+        found = network(normalised(images).to(dtype))
+        assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-2)
+
+
+def test_the_whole_network_in_another_precision():
+    network = LinearEmbedding(TinyResNet(pretrained=False), 8, 8).eval()
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    expected = network(images)
+    dtypes = [torch.float64] + [torch.bfloat16, torch.float16] * (compat.TORCH_VERSION >= (2, 2))  # on the CPU
+    for dtype in dtypes:
+        network.to(dtype)
+        for same in images, normalised(images), normalised(images).to(dtype):
+            assert network(same).dtype == dtype and torch.allclose(network(same).float(), expected, atol=3e-2)
+
+
+def _quantised(network):
+    return torch.quantization.quantize_dynamic(network, {torch.nn.Linear})
+
+
+def _pruned(network):
+    prune.l1_unstructured(network.linear, "weight", amount=1)
+    return network
+
+
+def _weight_norm(network):
+    weight_norm(network.linear)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of what will be removed
+@pytest.mark.parametrize("change, dtype", [(_quantised, torch.float32), (_pruned, torch.float64),
+                                           (_weight_norm, torch.float64)])
+def test_the_head_may_be_another_kind_of_layer(change, dtype):
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    network = LinearEmbedding(TinyResNet(pretrained=False), 8, 8).eval()
+    expected = network(images)
+    changed = change(network).to(dtype)
+    found = changed(images)
+    assert found.dtype == dtype and torch.allclose(found.float(), expected, atol=0.1)
+    assert torch.allclose(torch.jit.trace(changed, images)(images), found)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert changed(images).dtype == dtype
 
 
 def test_a_backbone_has_its_own_normalisation():
@@ -64,7 +116,7 @@ def test_a_backbone_has_its_own_normalisation():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_embedding_and_stages(normalize):
     network = LinearEmbedding(ResNet18(pretrained=False), 512, 16, normalize).eval()
-    images = torch.rand(3, 3, 64, 64)
+    images = torch.randn(3, 3, 64, 64)
     stage1, stage2, stage3, stage4, pooled, embeddings = network(images, True)
     assert [tuple(stage.shape[1:]) for stage in (stage1, stage2, stage3, stage4)] == [
         (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]

@@ -1,4 +1,6 @@
 """Files of weights: damaged ones are refused in one line, no code in them is run, ImageNet's are fetched once."""
+import argparse
+import collections
 import contextlib
 import hashlib
 import os
@@ -7,6 +9,7 @@ import socket
 import threading
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +37,7 @@ def test_weights_never_run_code(tmp_path, monkeypatch, zipped, loader):
     if loader == "ours":
         monkeypatch.setattr(compat, "_WEIGHTS_ONLY_IS_SAFE", (99, 0))
     with pytest.raises(WeightsError, match="is refused.*can run code"):
-        read_weights(path)
+        read_tensors(path)
     assert not trap.exists()
     torch.load(path, **({"weights_only": False} if compat.TORCH_VERSION >= (1, 13) else {}))
     assert trap.exists(), "the code would have run"
@@ -42,7 +45,7 @@ def test_weights_never_run_code(tmp_path, monkeypatch, zipped, loader):
     with open(path, "wb") as file:
         pickle.dump(RunsCode(str(trap)), file)
     with pytest.raises(WeightsError):
-        read_weights(path)
+        read_tensors(path)
     assert not trap.exists()
 
 
@@ -53,9 +56,22 @@ def test_our_unpickler_reads_what_torch_saves(tmp_path, monkeypatch, zipped):
     weights["half"] = torch.ones(3).half()
     path = str(tmp_path / "weights.pth")
     torch.save(weights, path, _use_new_zipfile_serialization=zipped)
-    loaded = read_weights(path)
+    loaded = read_tensors(path)
     assert list(loaded) == list(weights)
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("loader", ["torch's own", "ours"])
+@pytest.mark.parametrize("value, name", [
+    (argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.float64(0.5), r"numpy\.\w*core\.multiarray\.scalar"),
+    (collections.defaultdict(list), r"collections\.defaultdict")], ids=lambda value: type(value).__name__)
+def test_a_refused_file_names_what_it_asks_for(tmp_path, monkeypatch, loader, value, name):
+    path = str(tmp_path / "weights.pth")
+    torch.save({"a": torch.ones(1), "more": value}, path)
+    if loader == "ours":
+        monkeypatch.setattr(compat, "_WEIGHTS_ONLY_IS_SAFE", (99, 0))
+    with pytest.raises(WeightsError, match="asks for {} .* save the state dict alone: torch.save".format(name)):
+        read_tensors(path)
 
 
 def _truncated(path):
@@ -80,6 +96,12 @@ def _other_zip(path):
         archive.writestr("readme.txt", "hello")
 
 
+def _safetensors(path):
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
 def _saved(value):
     return lambda path: torch.save(value, path)
 
@@ -94,9 +116,10 @@ DAMAGED = {
     "truncated": (_truncated, "damaged"),
     "overwritten": (_overwritten, "damaged"),
     "a module": (_saved(torch.nn.Linear(2, 2)), "is refused"),
-    "a list": (_saved([torch.ones(2)]), "no state dict"),
-    "numbers": (_saved({"a": 1}), "no state dict"),
-    "nested": (_saved({"state_dict": {"a": torch.ones(2)}}), "no state dict"),
+    "a list": (_saved([torch.ones(2)]), "no weights"),
+    "numbers": (_saved({"a": 1}), "no weights"),
+    "TorchScript": (lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "is TorchScript .*; needed is "),
+    "safetensors": (_safetensors, "is a safetensors file; needed is one that torch.save wrote"),
     "a run's state": (_saved({"network": {"a": torch.ones(2)}, "progress": {}}), "the state of a run, for --resume"),
     "not finite": (_saved({"a": torch.tensor([1, float("nan")])}), "not finite, first in a"),
     "whole numbers": (_saved({"a": torch.ones(2, dtype=torch.int64)}), r"whole numbers \(int64\) .*, first in a"),
@@ -109,7 +132,7 @@ def test_damaged_weights_are_one_line(tmp_path, kind):
     path = str(tmp_path / "weights.pth")
     make(path)
     with pytest.raises(WeightsError, match=expected) as error:
-        read_weights(path)
+        read_weights(path, {"a"}, lambda found: None if found.weights else "holds no weights")
     assert path in str(error.value) and "\n" not in str(error.value)
 
 
@@ -137,9 +160,9 @@ def test_odd_tensors_are_one_line(tmp_path, kind, tensor):
     except (AttributeError, NotImplementedError, RuntimeError):
         pytest.skip("this torch has no such tensors, or can't save them")
     with pytest.raises(WeightsError, match="is refused") as error:
-        read_weights(path)
+        read_tensors(path)
     message = str(error.value)
-    if "something else than tensors" not in message:  # torch loads it, and so we know more of it
+    if "beside tensors it asks for" not in message:  # torch loads it, and so we know more of it
         assert "no plain array of numbers, linear.weight (" in message and kind in message
 
 
@@ -181,6 +204,9 @@ def test_pretrained_file_with_and_without_classifier(tmp_path):
         torch.save(dict(weights, **more), path)
         assert pretrained_file("resnet18", path) == path
         assert torch.equal(TinyResNet(pretrained=path).conv1.weight, weights["conv1.weight"])
+    # A file older than torch 0.4.1 has no counters of batches.
+    torch.save({name: value for name, value in weights.items() if "num_batches" not in name}, path)
+    assert torch.equal(TinyResNet(pretrained=path).conv1.weight, weights["conv1.weight"])
     with pytest.raises(WeightsError, match="not a torchvision state dict of ResNet50: .* unknown names, first "):
         ResNet50(pretrained=path)
     with pytest.raises(WeightsError, match="nowhere.pth: no such file"):
