@@ -7,8 +7,11 @@ and counted, in three steps:
 1. `_nearest_positive`: the distance of each query to its nearest positive.
 2. `_count_closer`: how many negatives are at least as close. Distances are computed in square blocks that fit the
    cache, and each block is used twice: for its rows and, transposed, for its columns.
-3. `_exact_counts`: distances are rounded, so steps 1 and 2 work with a lower and an upper bound of each. The few
-   queries for which the bounds leave a hit open are counted again with distances in float64.
+3. `_exact_counts`: distances are rounded, so steps 1 and 2 work with a lower and an upper bound of each. The queries
+   for which the bounds leave a hit open are counted again, and pairs that the bounds leave open get their distances
+   from differences in float64. These are few, unless the network has collapsed to a few points: then most distances
+   are equal, or equal but for the rounding. So, where many are open, equal embeddings are taken together, and bounds
+   are in float64 and of distances that are measured from an embedding nearby, which leaves almost no pair open.
 """
 
 import math
@@ -23,21 +26,24 @@ __all__ = ["recall", "recall_by_definition"]
 # Side of a block. On a CPU its distances and the mask beside them then take 32 MiB, which fit the last-level cache.
 BLOCK_SIDE = {"cpu": 2048}
 BLOCK_SIDE_DEFAULT = 8192
-# Step 3 takes this many queries at a time, first against this many columns, then against twice as many, and so on.
-UNDECIDED_QUERIES = 512
-FIRST_COLUMNS = 64
-# Step 3 compares at most this many numbers (pairs times dimensions) at a time in float64: 64 MiB.
-EXACT_ENTRIES = 2 ** 23
+# Step 3 takes as many queries at a time as have this many distances to all others: 32 MiB in float64.
+EXACT_DISTANCES = 2 ** 22
+# It takes the differences of this many numbers (pairs times dimensions) at a time: 1 MiB in float64.
+EXACT_ENTRIES = 2 ** 17
+# It calls a query crowded if steps 1 and 2 leave open more than this share of its pairs.
+CROWD = 1 / 32
 
 
 def recall_by_definition(embeddings, labels, K=(1,)):
     """Recall@K by its definition, for at most a few hundred embeddings. Arguments and result are those of `recall`."""
-    rows, labels = embeddings.double().tolist(), labels.tolist()
+    rows, labels = _scaled(embeddings.double()).tolist(), labels.tolist()
     hits = [0] * len(K)
     for query in range(len(rows)):
         others = [index for index in range(len(rows)) if index != query]
-        # Nearest first; of equally near ones, those of another label first.
-        ranking = sorted((math.dist(rows[query], rows[index]), labels[index] == labels[query]) for index in others)
+        # Nearest first; of equally near ones, those of another label first. Squared distances, since equal ones stay
+        # equal (math.dist of Python 3.8 and 3.9 rounds them apart).
+        ranking = sorted((math.fsum(gap * gap for gap in map(operator.sub, rows[query], rows[index])),
+                          labels[index] == labels[query]) for index in others)
         for i, k in enumerate(K):
             hits[i] += any(same_label for _, same_label in ranking[:k])
     return [count / len(rows) for count in hits]
@@ -68,7 +74,7 @@ def _scaled(embeddings):
 class _Gallery:
     """All embeddings in the order of their labels, and lower and upper bounds of their squared distances.
 
-    Bounds, because distances come from matrix products, which are fast but rounded; `exact` is slow but not rounded.
+    Bounds, because distances come from matrix products, which are fast but rounded.
 
     Args:
         embeddings: N x d, as `_scaled` gives them. labels: N.
@@ -81,14 +87,15 @@ class _Gallery:
         # Move the origin amid the embeddings: distances stay the same, and products keep most digits. The new origin is
         # the embedding nearest to the mean; the mean itself could lie far from all because of a single far embedding.
         offset = self.exact_rows - embeddings.mean(0, keepdim=True)
-        centre = self.exact_rows[offset.pow_(2).sum(1).argmin()]
-        self.rows = torch.sub(self.exact_rows, centre, out=offset)
+        self.origin = self.exact_rows[offset.pow_(2).sum(1).argmin()]
+        self.rows = torch.sub(self.exact_rows, self.origin, out=offset)
         squares = self.rows.pow(2).sum(1)
         # A squared distance |q|^2 + |g|^2 - 2 q . g has three sums of d products, each of which is off by at most d u
         # times the lengths (u: half a unit in the last place). 16 u more are for the new origin, the additions and the
         # lengths themselves. In all that is at most (d + 16) u (|q| + |g|)^2 <= 2 (d + 16) u (|q|^2 + |g|^2), a sum of
-        # one part for each of the two. `eps` is 2 u.
-        self.margin = squares * ((embeddings.shape[1] + 16) * torch.finfo(embeddings.dtype).eps)
+        # one part for each of the two. `eps` is 2 u. Numbers below `tiny` have fewer digits, or are taken as 0.
+        number, terms = torch.finfo(embeddings.dtype), embeddings.shape[1] + 16
+        self.margin = (squares * number.eps + number.tiny) * terms
         self.squares = squares + self.margin
 
     def __len__(self):
@@ -109,18 +116,6 @@ class _Gallery:
     def same_label(self, queries, columns):
         """Which of `columns` have the label of each of `queries` (itself included)."""
         return self.labels[queries].unsqueeze(1) == self.labels[columns].unsqueeze(0)
-
-    def exact(self, queries, others):
-        """Squared distances of pairs, from differences in float64. Equal rows are exactly as far from any other.
-
-        Computed on the CPU, since not every accelerator has float64, and the pairs are few.
-        """
-        parts = []
-        step = max(1, EXACT_ENTRIES // self.rows.shape[1])
-        for start in range(0, len(queries), step):
-            first, second = (self.exact_rows[index[start:start + step]].cpu().double() for index in (queries, others))
-            parts.append((first - second).pow(2).sum(1))
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def _nearest_positive(gallery, side):
@@ -174,52 +169,122 @@ def _count_closer(gallery, lowest, highest, side):
     return surely, perhaps
 
 
-def _exact_counts(gallery, queries, lowest, highest, closer, enough, side):
-    """For some queries: how many negatives are at least as close as the nearest positive, counted in float64.
+class _ExactGallery:
+    """The gallery of step 3: labels in order, and points at which one or more equal embeddings lie.
+
+    On the CPU, since not every accelerator has float64.
 
     Args:
-        queries: their indices. lowest, highest, closer: for each of them, the bounds of its nearest positive and the
-            number of negatives that are certainly closer.
-        enough: a query is not counted any further once it has this many.
-
-    Returns:
-        the counts; those below `enough` are exact.
+        rows: N x d. labels: N, sorted. merge: look for equal rows; otherwise each row is a point of its own.
     """
-    n = len(gallery)
-    nearest = torch.full((len(queries),), math.inf, dtype=torch.float64)
-    for left in range(0, n, side):
-        columns = slice(left, min(left + side, n))
-        positive = gallery.same_label(queries, columns)
-        if not positive.any():
-            continue
-        distance = gallery.lower_bounds_(gallery.upper_bounds(queries, columns), queries, columns)
-        positive &= distance <= highest.unsqueeze(1)
-        row, column = positive.nonzero().unbind(1)
-        other = column + left
-        row, other = row[other != queries[row]], other[other != queries[row]]
-        distance, row = gallery.exact(queries[row], other), row.cpu()
-        # A query may have several: the smallest is written last, so that it stays.
-        order = distance.argsort(descending=True)
-        smallest = torch.full_like(nearest, math.inf)
-        for query, value in zip(row[order].tolist(), distance[order].tolist()):
-            smallest[query] = value
-        nearest = torch.minimum(nearest, smallest)
 
-    counts = closer.clone()
-    open_rows = torch.arange(len(queries), device=queries.device)
-    left, width = 0, FIRST_COLUMNS
-    while left < n and len(open_rows):
-        columns = slice(left, min(left + width, n))
-        index = queries[open_rows]
-        distance = gallery.upper_bounds(index, columns)
-        unclear = ~gallery.same_label(index, columns) & (distance >= lowest[open_rows].unsqueeze(1))
-        unclear &= gallery.lower_bounds_(distance, index, columns) <= highest[open_rows].unsqueeze(1)
-        row, column = unclear.nonzero().unbind(1)
-        closer_still = gallery.exact(index[row], column + left) <= nearest[open_rows[row].cpu()]
-        counts.index_add_(0, open_rows[row], closer_still.to(counts.device).long())
-        open_rows = open_rows[counts[open_rows] < enough]
-        left, width = columns.stop, min(2 * width, side)
+    def __init__(self, rows, labels, merge):
+        self.rows, self.labels = rows.cpu(), labels.cpu()
+        self.points, self.point_of = self.rows, torch.arange(len(rows))
+        if merge:
+            # By their 64-bit hashes. -0.0 + 0.0 is 0.0, which it equals.
+            content = [hash((row + 0.0).tobytes()) for row in self.rows.numpy()]
+            self.point_of = torch.tensor(content).unique(return_inverse=True)[1]
+            row_at = torch.empty(int(self.point_of.max()) + 1, dtype=torch.int64)
+            row_at[self.point_of] = torch.arange(len(rows))
+            self.points = self.rows[row_at]
+            if not torch.equal(self.points[self.point_of], self.rows):  # two rows with one hash
+                self.points, self.point_of = self.rows, torch.arange(len(rows))
+        self.population = self.point_of.bincount().double()
+
+    def exact(self, queries, points):
+        """Squared distances of pairs, from differences in float64. Equal rows are exactly as far from any point."""
+        distance = torch.empty(len(queries), dtype=torch.float64)
+        step = max(1, EXACT_ENTRIES // self.rows.shape[1])
+        for start in range(0, len(queries), step):
+            pairs = slice(start, start + step)
+            difference = self.rows[queries[pairs]].double().sub_(self.points[points[pairs]])
+            distance[pairs] = difference.pow_(2).sum(1)
+        return distance
+
+    def distances(self, queries, origin):
+        """Squared distances of Q queries to all M points, by matrix products in the precision of `origin`.
+
+        Args:
+            queries: their indices. origin: d numbers, taken off all rows before.
+
+        Returns:
+            the distances, Q x M in float64, and two parts, Q x 1 and M, of what each may be off. They are twice those
+            in `_Gallery`, since distances that are compared to these, from `exact`, are rounded, too.
+        """
+        number, terms = torch.finfo(origin.dtype), 2 * (len(origin) + 16)
+        rows = self.rows[queries].to(origin.dtype) - origin
+        squares = rows.pow(2).sum(1, keepdim=True)
+        distance = torch.empty(len(rows), len(self.points), dtype=torch.float64)
+        margin = torch.empty(len(self.points), dtype=torch.float64)
+        for start in range(0, len(self.points), BLOCK_SIDE["cpu"]):
+            columns = slice(start, start + BLOCK_SIDE["cpu"])
+            points = self.points[columns].to(origin.dtype) - origin
+            lengths = points.pow(2).sum(1)
+            distance[:, columns] = torch.addmm(lengths, rows, points.t(), alpha=-2).add_(squares)
+            margin[columns] = (lengths * number.eps + number.tiny) * terms
+        return distance, (squares.double() * number.eps + number.tiny) * terms, margin
+
+
+def _exact_counts(gallery, queries, origin, highest, crowded):
+    """For some queries: how many negatives are at least as close as the nearest positive, decided in float64.
+
+    Args:
+        gallery: an `_ExactGallery`. queries: Q indices. origin: d numbers amid the embeddings.
+        highest: for each query an upper bound of the squared distance to its nearest positive.
+        crowded: for each query whether many others are at about that distance. Then it pays to measure distances in
+            float64, from a query nearby: one that is hardly farther away than the nearest positive.
+    """
+    counts = torch.empty_like(queries)
+
+    def settle(which, origin):
+        step = max(1, EXACT_DISTANCES // len(gallery.rows))
+        for start in range(0, len(which), step):
+            batch = which[start:start + step]
+            counts[batch] = _counts_from(gallery, queries[batch], origin)
+
+    settle((~crowded).nonzero().flatten(), origin)
+    waiting = crowded.nonzero().flatten()
+    while len(waiting):
+        centre = queries[waiting[0]]
+        offset = gallery.exact(queries[waiting], gallery.point_of[centre].expand(len(waiting)))
+        near = offset <= 4 * highest[waiting]
+        near[0] = True  # so that this ends even where a device's products are coarser than we think
+        settle(waiting[near], gallery.rows[centre].double())
+        waiting = waiting[~near]
     return counts
+
+
+def _counts_from(gallery, queries, origin):
+    """`_exact_counts` of a few queries, distances being measured from `origin` and in its precision."""
+    distance, query_margin, point_margin = gallery.distances(queries, origin)
+
+    def make_exact(which):
+        query, point = which.nonzero().unbind(1)
+        distance[query, point] = gallery.exact(queries[query], point)
+
+    # Column j: the j-th embedding with the query's label, itself included. Smaller classes end before the last column.
+    own = gallery.labels[queries]
+    first, end = (torch.searchsorted(gallery.labels, own, right=right).unsqueeze(1) for right in (False, True))
+    index = first + torch.arange(int((end - first).max()))
+    same_label = index < end
+    positive = same_label & (index != queries.unsqueeze(1))
+    points = gallery.point_of[index.clamp_(max=len(gallery.rows) - 1)]
+
+    def to_positives(sign):
+        bound = distance.gather(1, points) + sign * (point_margin[points] + query_margin)
+        return bound.masked_fill_(~positive, math.inf)
+
+    # The nearest positive is among those whose lower bound is not above the lowest upper bound.
+    query, column = (to_positives(-1) <= to_positives(1).min(1, keepdim=True)[0]).nonzero().unbind(1)
+    candidates = torch.zeros_like(distance, dtype=torch.bool)
+    candidates[query, points[query, column]] = True
+    make_exact(candidates)
+    nearest = to_positives(0).min(1, keepdim=True)[0]
+
+    make_exact((distance - nearest).abs_().sub_(point_margin) <= query_margin)
+    closer = distance <= nearest
+    return (closer.double().mv(gallery.population) - (closer.gather(1, points) & same_label).sum(1)).long()
 
 
 @torch.no_grad()
@@ -237,7 +302,8 @@ def recall(embeddings, labels, K=(1,), block_size=None):
         labels: N integers on the same device.
         K: list of integers, each in 1 .. N - 1. A long list costs no more than a short one.
         block_size: side of a block of distances. Default: what suits the device. Memory: two copies of the embeddings
-            and about 8 bytes for each entry of a block, never an N x N matrix.
+            (a third one in step 3, of a network that has collapsed), about 8 bytes for each entry of a block, and about
+            200 MB in step 3; never an N x N matrix.
 
     Returns:
         list of floats, one fraction per K, in the order of K.
@@ -272,9 +338,12 @@ def recall(embeddings, labels, K=(1,), block_size=None):
     for k in ks:
         undecided |= (surely_closer < k) & (perhaps_closer >= k)
     counts = surely_closer
-    for queries in undecided.nonzero().flatten().split(UNDECIDED_QUERIES):
-        counts[queries] = _exact_counts(gallery, queries, lowest[queries], highest[queries], surely_closer[queries],
-                                        max(ks), side)
+    queries = undecided.nonzero().flatten()
+    if len(queries):
+        crowded = (perhaps_closer - surely_closer)[queries].cpu() > CROWD * n
+        exact_gallery = _ExactGallery(gallery.exact_rows, gallery.labels, merge=len(queries) > CROWD * n)
+        counts[queries] = _exact_counts(exact_gallery, queries.cpu(), gallery.origin.cpu(), highest[queries].cpu(),
+                                        crowded).to(counts.device)
     thresholds = torch.tensor(ks, dtype=torch.int64, device=counts.device)
     hits = (counts.unsqueeze(1) < thresholds.unsqueeze(0)).sum(0)
     return [hit / n for hit in hits.tolist()]

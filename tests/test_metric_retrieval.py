@@ -150,6 +150,80 @@ def test_recall_is_exact_under_offsets_and_extreme_scales(scale, offset):
     assert recall(embeddings, labels, ks) == recall_by_definition(embeddings, labels, ks)
 
 
+def collapsed(kind, n, d, seed):
+    """Embeddings of a network that has collapsed, wholly or in part, or that have many distances in common."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def points(count):
+        return unit[torch.randint(0, count, (n,), generator=generator)]
+
+    unit, usual, noise = (random_matrix(n, d, seed + i, torch.float32) for i in range(3))
+    unit /= unit.norm(dim=1, keepdim=True)
+    return {
+        "one point": lambda: points(1),
+        "two points": lambda: points(2),
+        "ten points": lambda: points(10),
+        "half equal": lambda: torch.where((torch.arange(n) % 2 == 0).unsqueeze(1), unit[:1], usual),
+        "one point and noise": lambda: points(1) + 1e-7 * noise,
+        "two points and noise": lambda: points(2) + 1e-7 * noise,
+        "two points and less noise": lambda: points(2) + 1e-8 * noise,
+        "points among points": lambda: points(2) + 1e-4 * points(3) + 1e-8 * noise,
+        "one far out": lambda: torch.cat([1e5 * unit[:1], (points(2) + 1e-7 * noise)[1:]]),
+        "ever nearer points": lambda: unit[:1] * 0.5 ** (torch.arange(n) % 20).unsqueeze(1) + 1e-9 * noise,
+        "signs": lambda: usual.sign(),
+        "zeros of both signs": lambda: usual.sign() * (noise > 0),
+        "integers": lambda: torch.randint(-3, 4, (n, d), generator=generator).float(),
+        "axes": lambda: torch.eye(d)[torch.randint(0, d, (n,), generator=generator)],
+        "bfloat16": lambda: unit.bfloat16(),
+        "float16": lambda: unit.half(),
+    }[kind]()
+
+
+KINDS = ["one point", "two points", "ten points", "half equal", "one point and noise", "two points and noise",
+         "two points and less noise", "points among points", "one far out", "ever nearer points", "signs",
+         "zeros of both signs", "integers", "axes", "bfloat16", "float16"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recall_of_a_network_that_has_collapsed_is_that_of_the_definition(kind, monkeypatch):
+    ks = list(range(1, 60))
+    for seed, d in enumerate([2, 33]):
+        embeddings = collapsed(kind, 60, d, seed)
+        for labels in torch.arange(60) % 30, torch.arange(60) % 3, torch.arange(60).clamp(max=20):
+            expected = recall_by_definition(embeddings, labels, ks)
+            assert recall(embeddings, labels, ks) == recall(embeddings.double(), labels, ks) == expected
+            with monkeypatch.context() as few:
+                few.setattr(retrieval, "EXACT_DISTANCES", 7 * 60)  # 7 queries at a time
+                few.setattr(retrieval, "EXACT_ENTRIES", 100)
+                assert recall(embeddings, labels, ks) == expected
+
+
+@pytest.mark.parametrize("seed", [10, 23, 25])
+def test_recall_where_two_products_round_one_distance_apart(seed):
+    # A product of other blocks rounds otherwise; a pair must not fall between the counts of two of them.
+    embeddings, labels = collapsed("two points and noise", 150, 17, seed).double(), torch.arange(150) % 37
+    ks = list(range(1, 150))
+    assert recall(embeddings, labels, ks) == recall_by_definition(embeddings, labels, ks)
+
+
+@pytest.mark.parametrize("kind", KINDS[:10])
+def test_recall_of_a_network_that_has_collapsed_takes_few_differences(kind, monkeypatch):
+    pairs = []
+    exact = retrieval._ExactGallery.exact
+    monkeypatch.setattr(retrieval._ExactGallery, "exact",
+                        lambda self, queries, points: pairs.append(len(queries)) or exact(self, queries, points))
+    recall(collapsed(kind, 1000, 32, 0), torch.arange(1000) % 100, [1, 10, 100, 500])
+    assert sum(pairs) < 40000  # of 1000 x 999
+
+
+def test_recall_of_distances_that_float32_cannot_hold():
+    # Next to 1 the scale stays as it is, and squares of 1e-22 have no digits left in float32.
+    embeddings, labels = 1e-22 * random_matrix(60, 5), torch.arange(60) % 8
+    embeddings[0] = 1
+    embeddings, ks = embeddings.float(), list(range(1, 60))
+    assert recall(embeddings, labels, ks) == recall_by_definition(embeddings, labels, ks)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_recall_of_half_precision_is_computed_in_float32(dtype):
     embeddings, labels = random_matrix(40, 8, seed=6).to(dtype), torch.arange(40) % 5
