@@ -34,10 +34,10 @@ def build_parser():
     parser = options.new_parser("run.py", __doc__)
     group = parser.add_argument_group("what to do")
     group.add_argument("--mode", choices=("train", "eval"), default="train", help="train, or measure Recall@K only")
-    group.add_argument("--load", metavar="PATH",
+    group.add_argument("--load", type=options.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
-                            "(base, embedding size, normalisation) is taken from the config.json beside it, else from "
-                            "the file; with --mode eval the data options (dataset, data, image_size, skip_broken), too")
+                            "(base, embedding size, normalisation) is taken from it and from the config.json beside "
+                            "it; with --mode eval the data options (dataset, data, image_size ...), too")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     group = parser.add_argument_group("loss")

@@ -77,14 +77,14 @@ NETWORKS = [("teacher_load", "teacher_"), ("load", "")]
 def build_parser():
     parser = options.new_parser("run_distill.py", __doc__)
     group = options.add_network_options(parser, "student")
-    group.add_argument("--load", metavar="PATH",
-                       help="weights of a whole student to start from; what you don't give of it is taken from the "
-                            "config.json beside it, else from the file")
+    group.add_argument("--load", type=options.path, metavar="PATH",
+                       help="weights of a whole student to start from; what you don't give of it is taken from it and "
+                            "from the config.json beside it")
     options.add_pretrained_options(group)
     group = options.add_network_options(parser, "teacher (frozen, in evaluation mode)", "teacher_")
-    group.add_argument("--teacher_load", metavar="PATH",
-                       help="weights of the teacher; what you don't give of it, and of the data, is taken from the "
-                            "config.json beside it")
+    group.add_argument("--teacher_load", type=options.path, metavar="PATH",
+                       help="weights of the teacher; what you don't give of it, and of the data, is taken from it "
+                            "and from the config.json beside it")
     options.add_data_options(parser)
     group = parser.add_argument_group("loss terms (at least one ratio above 0)")
     for term in TERMS:

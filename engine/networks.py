@@ -1,20 +1,26 @@
 """Networks and their files: read and build; options that are not given are taken from the file and its config.json."""
 import collections
 import os
+import reprlib
 
 from engine import ranks
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
 from engine.errors import UsageError
+from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, shown
 from engine.rundir import CONFIG, read_config
 from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fused, read_weights, recognise
 
 NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
-DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "skip_broken": bool}  # what they are in a config.json
+# What they are in a config.json.
+DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "skip_broken": bool, "skip_single": bool,
+                "truncated": str}
+KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
 NetworkFile.__doc__ = """A network's ``.pth``: its path, its state dict, and the options that are known of it: what the
-tensors show (``base``, ``embedding_size``) and, where a ``config.json`` lies beside the file, what that says."""
+tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``), and what
+the ``config.json`` beside the file says, if there is one."""
 
 
 def describe(options):
@@ -32,32 +38,43 @@ def read_network_file(path):
     Raises:
         WeightsError: no such file, damaged, not one of our networks, or not the network that config.json describes.
     """
-    weights = read_weights(path)
-    head = weights.get("linear.weight")
-    base = recognise({name[len("base."):]: value for name, value in weights.items() if name.startswith("base.")})
-    if base is None or head is None or head.dim() != 2:
-        raise WeightsError("{} is not an embedding network of this project (linear.weight, and base.* of one of {}); a "
-                           "torchvision state dict goes to --pretrained".format(path, ", ".join(BACKBONES)))
-    found = {"base": base, "embedding_size": int(head.shape[0])}
-    options = _options_beside(path)
-    if any(options.get(name, value) != value for name, value in found.items()):
+    there = read_weights(path, ("base", "linear"), _misfit)
+    found = {"base": _base_of(there.weights), "embedding_size": int(there.weights["linear.weight"].shape[0])}
+    if there.notes is not None:
+        found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", (
+            "l2normalize", "image_size")))
+    config = read_config(os.path.dirname(path))
+    options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
+                                                 "mend or remove it, and give the options", KINDS)
+    if any(options.get(name, value) != value for name, value in found.items() if name in NETWORK_OPTIONS):
         raise WeightsError("{} holds {}, but the {} beside it says {}; they don't belong together: move one of "
                            "them".format(path, describe(found), CONFIG, describe(dict(found, **options))))
     options.update(found)
-    return NetworkFile(path, weights, options)
+    return NetworkFile(path, there.weights, options)
 
 
-def _options_beside(path):
-    """Return what the config.json beside the file ``path`` says of its network and its data; {} if there is none."""
-    config = read_config(os.path.dirname(path))
-    if config is None:
-        return {}
-    kinds = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
-    options = {name: value for name, value in config["options"].items() if name in kinds}
+def _misfit(found):
+    """Return in words why a ``Found`` is not an embedding network; None if it is one."""
+    head = found.weights.get("linear.weight")
+    if _base_of(found.weights) is not None and head is not None and head.dim() == 2:
+        return None
+    return ("is not an embedding network of this project (linear.weight, and base.* of one of {}); a torchvision state "
+            "dict goes to --pretrained".format(", ".join(BACKBONES)))
+
+
+def _base_of(weights):
+    return recognise({name[len("base."):]: value for name, value in weights.items() if name.startswith("base.")})
+
+
+def _checked(values, source, advice, names):
+    """Return the entries of ``values`` that are in ``names``, if each has a value that such an option can have."""
+    if not isinstance(values, dict):
+        raise WeightsError("{} gives its options as a {}; {}".format(source, type(values).__name__, advice))
+    options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
-        if type(value) is not kinds[name]:
-            raise WeightsError("{} gives {} the value {!r}; mend or remove it, and give the options".format(
-                os.path.join(os.path.dirname(path), CONFIG), name, value))
+        if type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE:
+            raise WeightsError("{} gives {} the value {}; {}".format(
+                source, name, reprlib.repr(value) if isinstance(value, (str, int)) else type(value).__name__, advice))
     return options
 
 
@@ -80,28 +97,46 @@ def adopt_data(args, given, file):
     """Set the data options that are not given to those that the network in a ``NetworkFile`` was trained with."""
     taken = {name: file.options[name] for name in DATA_OPTIONS if name not in given and name in file.options}
     if "dataset" in given and args.dataset != file.options.get("dataset"):
-        for name in ("data", "skip_broken"):  # they are about another data set
-            taken.pop(name, None)
-    for name, value in taken.items():
+        taken = {name: value for name, value in taken.items() if name == "image_size"}  # the rest is of another set
+    changes = {name: value for name, value in taken.items() if getattr(args, name) != value}
+    for name, value in changes.items():
         setattr(args, name, value)
-    words = ["--" + name if value is True else "--{} {}".format(name, value)
-             for name, value in sorted(taken.items()) if value is not False]
+    words = ["--" + name if value is True else "--{} {}".format(name, value) for name, value in sorted(changes.items())]
     if words:
-        print("From {}: {}".format(os.path.join(os.path.dirname(file.path), CONFIG), ", ".join(words)))
+        source = os.path.join(os.path.dirname(file.path), CONFIG) if "dataset" in file.options else file.path
+        print("From {}: {}".format(source, ", ".join(words)))
+
+
+def tell_guesses(args, given, file, prefix="", with_data=False):
+    """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken."""
+    wanted = {"l2normalize": prefix + "l2normalize"}
+    if with_data:
+        wanted["image_size"] = "image_size"
+    words = ["--{} {}".format(option, shown(getattr(args, option))) for name, option in wanted.items()
+             if option not in given and name not in file.options]
+    if words:
+        print("Warning: {} doesn't say how its network was trained; {} {} taken: give {} to be sure".format(
+            file.path, " and ".join(words), *("are", "them") if len(words) > 1 else ("is", "it")), flush=True)
+    noted = file.options.get("image_size", args.image_size)
+    if "image_size" not in given and noted != args.image_size:
+        print("Note: {} was trained with --image_size {}; this run takes {}".format(
+            file.path, noted, args.image_size), flush=True)
 
 
 def build_network(options, file=None, pretrained=None, **backbone_options):
     """Return the embedding network that ``options`` (base, embedding_size, l2normalize) describe.
 
     Args:
-        options: a dict. file: a ``NetworkFile`` with its weights, or None.
+        options: a dict, perhaps with the image_size that it is trained on. file: a ``NetworkFile`` with its weights, or
+            None.
         pretrained: path of weights of the backbone; None for random ones. Not looked at beside ``file``.
 
     Raises:
         WeightsError
     """
     backbone = build_backbone(options["base"], None if file else pretrained, **backbone_options)
-    network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"])
+    network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"],
+                              options.get("image_size"))
     if file:
         try:
             network.load_state_dict(file.weights)
@@ -114,6 +149,7 @@ def build_network(options, file=None, pretrained=None, **backbone_options):
 def open_network(run, prefix="", title="Network"):
     """Return the network that the options of ``run`` with this prefix describe, with its weights, on its device."""
     options = {name: getattr(run.args, prefix + name) for name in NETWORK_OPTIONS}
+    options["image_size"] = run.args.image_size
     more = {} if prefix else {"pretrained": run.pretrained, "zero_init_residual": run.args.zero_init_residual}
     # Taken out of the run: its weights need no memory any more.
     network = place(build_network(options, run.files.pop(prefix, None), **more), run.device)

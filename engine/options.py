@@ -2,6 +2,7 @@
 import argparse
 import collections
 import math
+import os
 import sys
 
 from dataset import DATASETS, default_workers, usable_cores
@@ -51,6 +52,9 @@ def true_or_false(text):
     return text.lower() == "true"
 
 
+path = os.path.expanduser  # a shell doesn't replace the ~ in --save_dir=~/runs
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description and shows defaults where there are any to show."""
 
@@ -89,10 +93,10 @@ def add_data_options(parser):
     group.add_argument("--dataset", choices=_with(DATASETS, PLANNED_DATASETS), default="cub200",
                        help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items())
                             + "; the others are not here yet")
-    group.add_argument("--data", metavar="DIR", default="data",
+    group.add_argument("--data", type=path, metavar="DIR", default="data",
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
-                            "classes trains, the rest tests)")
+                            "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough")
     group.add_argument("--download", action="store_true", help="fetch the data set if it is not there ({})".format(
         ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
     group.add_argument("--image_size", type=_whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
@@ -101,9 +105,16 @@ def add_data_options(parser):
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
                        help="go on without the pictures that can't be read, and list them in skipped.txt")
-    group.add_argument("--cache", default="auto", metavar="auto|off|DIR",
+    group.add_argument("--truncated", choices=("refuse", "ok"), default="refuse",
+                       help="a JPEG whose end is missing: refuse it as broken, or take it as viewers do, with what is "
+                            "missing in grey")
+    group.add_argument("--skip_single", action="store_true",
+                       help="leave out classes of one picture, in both sets, and list them in skipped.txt")
+    group.add_argument("--cache", type=path, default="auto", metavar="auto|off|DIR",
                        help="keep the decoded and resized pictures on disk, 196 kB each at --image_size 224, so that "
-                            "each is decoded once; auto: in a hidden folder of --data, if it can be written")
+                            "each is decoded once; auto: in a hidden folder of --data or, if class folders lie there "
+                            "or it can't be written, in the user's cache directory. python3 -m dataset.caches lists "
+                            "and removes them")
 
 
 def add_network_options(parser, title, prefix=""):
@@ -118,7 +129,7 @@ def add_network_options(parser, title, prefix=""):
 
 
 def add_pretrained_options(group):
-    group.add_argument("--pretrained", default="imagenet", metavar="imagenet|none|FILE",
+    group.add_argument("--pretrained", type=path, default="imagenet", metavar="imagenet|none|FILE",
                        help="weights to start from: torchvision's IMAGENET1K_V1 (fetched once), random, or a file of "
                             "torchvision's names, with or without classifier")
     group.add_argument("--zero_init_residual", action="store_true",
@@ -163,7 +174,7 @@ def add_run_options(parser):
     group.add_argument("--sync_bn", action="store_true",
                        help="under torchrun: BatchNorm over the whole batch instead of each process's part of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
-    group.add_argument("--save_dir", metavar="DIR",
+    group.add_argument("--save_dir", type=path, metavar="DIR",
                        help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt and "
                             "checkpoint.pth there; without it nothing is kept")
     group.add_argument("--resume", action="store_true",

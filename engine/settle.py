@@ -10,7 +10,7 @@ import json
 from engine import ranks
 from engine.device import resolve_device, seed_everything, use_threads
 from engine.errors import UsageError
-from engine.networks import adopt_data, adopt_network, read_network_file
+from engine.networks import adopt_data, adopt_network, read_network_file, tell_guesses
 from engine.options import check_batches, check_data, check_shared
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
@@ -60,8 +60,10 @@ def settled(command, check, networks, data_options_from=None, trains=True):
                 files[prefix] = read_network_file(getattr(args, option))
                 # A run that goes on has all its options; the file must be of the same network.
                 adopt_network(args, set(vars(args)) if saved else given, files[prefix], prefix)
-                if prefix == data_options_from and not saved:
-                    adopt_data(args, given, files[prefix])
+                if not saved:
+                    if prefix == data_options_from:
+                        adopt_data(args, given, files[prefix])
+                    tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
         check_data(args)
         args = collections.namedtuple("Options", sorted(vars(args)))(**vars(args))
         record = RunRecord(command.script, args._asdict(), saved, dict(networks)) if trains else None

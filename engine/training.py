@@ -1,5 +1,4 @@
 """The objects that change in training, and how they are saved to and restored from ``checkpoint.pth``."""
-import collections
 import dataclasses
 import random
 from typing import List, Optional
@@ -71,8 +70,10 @@ class Training:
 
     def weights(self):
         """Return the bare state dict of the network, on the CPU, in the usual memory layout."""
-        return collections.OrderedDict((name, value.detach().cpu().contiguous())
-                                       for name, value in self.network.state_dict().items())
+        weights = self.network.state_dict()
+        for name in weights:  # in place: what the network notes of itself beside its tensors stays
+            weights[name] = weights[name].detach().cpu().contiguous()
+        return weights
 
     def capture(self):
         """Return {part: tensors on the CPU in plain containers} of everything but the network."""

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 
 import run
 import run_distill
@@ -157,6 +158,21 @@ def test_pictures_that_changed_are_told(whole, tmp_path, capsys):
     assert code == 2 and "the pictures of the training set are not those" in line and "18 then, 17 now" in line
 
 
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_pictures_of_the_same_size_that_changed_are_told(own_pictures, tmp_path, capsys, cache):
+    first, second = (str(own_pictures / name / "00.bmp") for name in ("class00", "class01"))
+    for path, colour in ((first, "red"), (second, "blue")):
+        Image.new("RGB", (8, 8), colour).save(path)
+        os.utime(path, (10 ** 9, 10 ** 9))
+    argv = argv_for(own_pictures, tmp_path / "run", "--epochs", "1", "--cache", cache)
+    assert refusal(capsys, run.main, argv)[0] == 0
+    os.rename(first, str(tmp_path / "aside"))
+    os.rename(second, first)
+    os.rename(str(tmp_path / "aside"), second)
+    code, line = refusal(capsys, run.main, ["--resume", "--save_dir", tmp_path / "run", "--epochs", "2"])
+    assert code == 2 and "the pictures of the training set are not those" in line and "contents" in line
+
+
 def test_the_teacher_may_move_but_not_change(whole, tmp_path, capsys):
     shutil.copytree(str(whole), str(tmp_path / "teacher"))
     directory = tmp_path / "student"
@@ -182,7 +198,7 @@ def test_a_teacher_that_moved_beside_another_config_is_not_another_network(whole
     config = tmp_path / "teacher" / "config.json"
     config.write_text(config.read_text().replace('"l2normalize": true', '"l2normalize": false'))
     code, line = refusal(capsys, run_distill.main, ["--resume", "--save_dir", tmp_path / "student", "--epochs", "2"])
-    assert code == 2 and "not L2-normalised; you asked for a TinyResNet with 8 dimensions, L2-normalised" in line
+    assert code == 2 and "best.pth holds a TinyResNet with 8 dimensions, L2-normalised, but the config.json" in line
 
 
 def test_two_runs_in_one_directory_are_held_apart(pictures, tmp_path, capsys):
@@ -204,11 +220,12 @@ def test_two_runs_in_one_directory_are_held_apart(pictures, tmp_path, capsys):
 def test_two_runs_side_by_side_with_one_cache(whole, tmp_path):
     """Both start on a data set that nobody has opened yet."""
     data = make_pictures(tmp_path / "set")
-    processes = [start("run", argv_for(data, tmp_path / name), tmp_path / "out") for name in "ab"]
+    processes = [start("run", argv_for(data, tmp_path / name, "--cache", tmp_path / "cache"), tmp_path / "out")
+                 for name in "ab"]
     assert [finish(process) for process in processes] == [0, 0], (tmp_path / "out").read_text()
     for name in "ab":
         assert_same_run(tmp_path / name, whole)
-    assert sorted(name.split(".")[-1] for name in os.listdir(str(data / ".rkd-cache"))) == ["uint8", "uint8"]
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2 and not list((tmp_path / "cache").glob("*.tmp"))
 
 
 def test_values_that_begin_with_a_dash(pictures, tmp_path, capsys, monkeypatch):

@@ -173,7 +173,7 @@ def test_schedule_steps_at_the_end_of_the_epoch(pictures, tmp_path):
 def test_checkpoint_of_the_reference_needs_no_config(pictures, tmp_path, capsys):
     path = str(tmp_path / "reference.pth")
     network = BACKBONES["resnet18"](pretrained=False)
-    torch.save(LinearEmbedding(network, network.output_size, 8).state_dict(), path)
+    torch.save(dict(LinearEmbedding(network, network.output_size, 8).state_dict()), path)  # without our notes
     assert run.main(["--mode", "eval", "--load", path, "--base", "resnet18", "--embedding_size", "8", "--dataset",
                      "folder", "--data", str(pictures), "--image_size", "32", "--workers", "0"]) == 0
     assert "Recall@1" in capsys.readouterr().out

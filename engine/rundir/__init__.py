@@ -1,6 +1,7 @@
 """What a run leaves on disk. The modules of this package:
 
     files    the names of the files, how they are written, and who may write to a --save_dir
+    paths    paths among the options: kept so that they hold from anywhere, and after a move
     state    checkpoint.pth: read, checked, restored
     resume   which run a --save_dir holds: continue it, or refuse to touch it
     record   the run as it grows: bests, the log, weights, result.txt

@@ -8,6 +8,7 @@ import torch
 
 from dataset.files import locked, remove_remains, replaced_file
 from engine.errors import TrainingError, UsageError
+from engine.rundir.paths import found_again
 from model import WeightsError
 
 BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
@@ -36,7 +37,8 @@ def write_json(path, value):
 
 
 def read_config(directory):
-    """Return the config.json in ``directory``: a dict with a dict of ``options``; None if there is none.
+    """Return the config.json in ``directory``: a dict with a dict of ``options``, their paths as they hold today; None
+    if there is none.
 
     Raises:
         WeightsError: it is none of ours.
@@ -52,7 +54,7 @@ def read_config(directory):
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
         raise WeightsError("{} is not a config.json of this project; mend or remove it, and give the options".format(
             path))
-    return config
+    return dict(config, options=found_again(config["options"], directory))
 
 
 def write_tensors(path, value):

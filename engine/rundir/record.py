@@ -16,6 +16,7 @@ from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, write_json,
                                  write_tensors, write_text)
+from engine.rundir.paths import absolute
 from engine.rundir.resume import refuse_other_run
 from engine.rundir.state import VERSION, restore
 from engine.training import Progress
@@ -86,8 +87,8 @@ class RunRecord:
             before = self.saved["data"].get(split, [0]) if self.saved else found
             if before != found:
                 raise UsageError("the pictures of the {} set are not those that the run in {} began with ({} then, {} "
-                                 "now; names, sizes and classes count): put them back, or start again with --overwrite "
-                                 "instead of --resume".format(
+                                 "now; names, contents and classes count): put them back, or start again with "
+                                 "--overwrite instead of --resume".format(
                                      {"train": "training"}.get(split, split), self.save_dir, before[0], found[0]))
 
     def go_on(self, training):
@@ -175,7 +176,7 @@ class RunRecord:
         except WeightsError as error:
             raise TrainingError("{} in epoch {} after batch {}; the files of the run stay as they were before; try a "
                                 "lower --lr".format(error, progress.epoch, progress.batch)) from None
-        state = {"version": VERSION, "script": self.script, "options": self.options, "inputs": self.inputs,
+        state = {"version": VERSION, "script": self.script, "options": absolute(self.options), "inputs": self.inputs,
                  "data": self.data, "progress": progress.capture(), "log": self.log, "speed": self.speed,
                  "record": {name: getattr(self, name) for name in self.IN_STATE},
                  "precision": training.precision.name, "network": weights}
@@ -213,7 +214,7 @@ class RunRecord:
     def _describe(self):
         """Write what the run is: its options, and the pictures that it leaves out."""
         write_json(self._path(CONFIG), {
-            "script": self.script, "options": self.options,
+            "script": self.script, "options": absolute(self.options),
             "versions": {"python": platform.python_version(), "torch": torch.__version__}})
         if self.skipped:
             write_text(self._path(SKIPPED), "".join(line + "\n" for line in self.skipped))

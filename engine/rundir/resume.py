@@ -5,6 +5,7 @@ from engine import ranks
 from engine.errors import UsageError
 from engine.options import shown
 from engine.rundir.files import CHECKPOINT, CONTENT, RESULT, read_config
+from engine.rundir.paths import equal
 from engine.rundir.state import read_state
 
 # Sets of options. Commands that differ in these only are for the same run.
@@ -111,4 +112,4 @@ def _present(directory):
 def _differences(there, here, free):
     """Return in words what differs between two sets of options, where both have it and it is not in ``free``."""
     return ", ".join("--{} {} there, {} here".format(name, shown(there[name]), shown(here[name]))
-                     for name in sorted(set(there) & set(here) - free) if there[name] != here[name])
+                     for name in sorted(set(there) & set(here) - free) if not equal(name, there[name], here[name]))

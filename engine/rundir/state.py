@@ -1,11 +1,13 @@
 """The state of a run, ``checkpoint.pth``: all that it needs to go on as if nothing had happened."""
+import os
 import zipfile
 
 from engine.errors import first_line
+from engine.rundir.paths import found_again
 from engine.training import Progress
 from model import WeightsError, check_finite, read_tensors
 
-VERSION = 4
+VERSION = 5
 ADVICE = "put back a copy, or start again with --overwrite instead of --resume"
 TRAINING = ("optimizer", "schedule", "scaler", "random")  # the parts of ``Training.capture``
 PARTS = ("version", "script", "options", "inputs", "data", "progress", "record", "log", "speed", "precision",
@@ -20,7 +22,7 @@ def damaged(path, part, error):
 
 
 def read_state(path):
-    """Return the content of a run's ``checkpoint.pth``: {part: value}.
+    """Return the content of a run's ``checkpoint.pth``: {part: value}; paths among its options as they hold today.
 
     Raises:
         WeightsError: no such file, damaged, none of ours, or with weights that are not finite.
@@ -33,8 +35,9 @@ def read_state(path):
         raise WeightsError("{} is not the state of a run; what a run leaves to go on from is called checkpoint.pth"
                            .format(path))
     if state["version"] != VERSION:
-        raise WeightsError("{} was written by another version of this project (format {}, here {})".format(
-            path, state["version"], VERSION))
+        raise WeightsError("{} was written by another version of this project (format {}, here {}), so the run can't "
+                           "go on; the weights beside it still load with --load".format(
+                               path, state["version"], VERSION))
     part = "content"
     try:
         with zipfile.ZipFile(path) as archive:  # torch doesn't look at its check sums
@@ -49,7 +52,7 @@ def read_state(path):
     except Exception as error:  # zipfile raises many types
         raise damaged(path, part, error) from None
     check_finite(path, state["network"])
-    return state
+    return dict(state, options=found_again(state["options"], os.path.dirname(path)))
 
 
 def restore(path, state, training):
