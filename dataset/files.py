@@ -42,6 +42,8 @@ def locked(path, wait=True):
     try:
         yield
     finally:
+        if fcntl is None:
+            file.close()  # Windows removes no file that is open
         with contextlib.suppress(OSError):
             os.remove(path)
         file.close()

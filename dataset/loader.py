@@ -4,10 +4,6 @@ A batch depends only on the seed, the epoch and its number in the epoch. The num
 speed.
 """
 import functools
-import multiprocessing
-import os
-import signal
-import threading
 
 import numpy as np
 import torch
@@ -15,14 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset.base import DatasetError, usable_cores
 from dataset.cache import DecodedPictures
+from dataset.workers import (LoadingError, batches_of, in_shared_memory, leave_signals_to_the_main_process,
+                             processes_here)
 
-__all__ = ["LOADING_PATIENCE", "TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
-
-# A run ends when a batch has not come for so many seconds: a loading process that finds no shared memory for its batch
-# never delivers it.
-LOADING_PATIENCE = 300
-# Between two looks of a loading process whether its parent is still there.
-SECONDS_TO_LOOK = 5
+__all__ = ["TrainLoader", "EvaluationLoader", "resized_size", "default_workers"]
 
 # Last part of the seed of a batch's crops, so that they don't depend on what the batch sampler draws.
 CROP_STREAM = 1
@@ -36,14 +28,9 @@ def resized_size(image_size):
 def default_workers():
     """Return a number of loading processes that suits this machine: one per core, less one for training, at most 8.
 
-    The ranks of one machine divide its cores among them. A LOCAL_WORLD_SIZE that is not a number from 1 on counts as 1
-    here; ``engine.ranks`` refuses it.
+    The ranks of one machine divide its cores among them.
     """
-    try:
-        processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    except ValueError:
-        processes = 1
-    return max(1, min(8, usable_cores() // processes - 1))
+    return max(1, min(8, usable_cores() // processes_here() - 1))
 
 
 class _Batches(Dataset):
@@ -82,7 +69,11 @@ class _Batches(Dataset):
             batch[row] = picture[top:top + size, left:left + size]
             if flip:
                 images[row] = images[row].flip(1)  # torch's is ten times as fast as NumPy's here
-        return images.permute(0, 3, 1, 2), torch.from_numpy(self.labels[list(indices[start:stop])])
+        try:
+            images, labels = in_shared_memory([images, torch.from_numpy(self.labels[list(indices[start:stop])])])
+        except LoadingError as error:
+            return error
+        return images.permute(0, 3, 1, 2), labels
 
 
 class _Keys:
@@ -105,43 +96,7 @@ def _data_loader(samples, image_size, pictures, keys, workers, pin_memory, keep_
     # would change what the rest of the run draws.
     return DataLoader(_Batches(samples, image_size, pictures), sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=keep_workers and workers > 0,
-                      timeout=LOADING_PATIENCE if workers > 0 else 0, generator=torch.Generator(),
-                      worker_init_fn=_leave_signals_to_the_main_process)
-
-
-def _leave_signals_to_the_main_process(worker):
-    """Make a worker ignore signals, except a SIGTERM from the main process.
-
-    Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job. If one of them ended a
-    worker, the main process would take it for a crash. A worker starts with these signals blocked; see ``_started``.
-    """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # not on macOS: there a SIGTERM from anywhere ends a worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_on_sigterm_from, args=(multiprocessing.parent_process().pid,),
-                         daemon=True).start()
-    elif hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-
-
-def _end_on_sigterm_from(process):
-    """End when that process asks for it or has gone; torch's own watch misses one that is killed while this starts."""
-    while True:
-        asked = signal.sigtimedwait([signal.SIGTERM], SECONDS_TO_LOOK)
-        if asked is None and not _is_running(process) or asked is not None and asked.si_pid == process:
-            os._exit(0)
-
-
-def _is_running(process):
-    try:
-        os.kill(process, 0)
-        return True
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's, or a security module forbids to ask
-        return True
+                      generator=torch.Generator(), worker_init_fn=leave_signals_to_the_main_process)
 
 
 # Plain functions, not methods: a method would make a reference cycle, and the workers would not end with the loader.
@@ -155,22 +110,9 @@ def _evaluation_key(span, batch_size, batch):
     return indices, None, (0, len(indices))
 
 
-def _started(loader):
-    """Return an iterator over ``loader``, whose workers start with signals blocked: until they have run
-    ``_leave_signals_to_the_main_process``, a signal would end them."""
-    if loader.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
-        return iter(loader)
-    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _checked(loader):
-    for batch in _started(loader):
-        if isinstance(batch, DatasetError):
+def _checked(loader, while_waiting):
+    for batch in batches_of(loader, while_waiting):
+        if isinstance(batch, Exception):
             raise batch
         yield batch
 
@@ -207,15 +149,19 @@ class TrainLoader:
     def __len__(self):
         return len(self.batch_sampler)
 
-    def epoch(self, number, first=0):
+    def epoch(self, number, first=0, while_waiting=lambda seconds: None):
         """Yield (pictures, labels) of epoch ``number``, from its batch ``first`` on.
 
+        Args:
+            while_waiting: called every second while no batch comes from a loading process, with the seconds so far;
+                what it raises is raised.
+
         Raises:
-            DatasetError: a picture can't be read.
+            DatasetError: a picture can't be read. LoadingError: no batch comes.
         """
         self.keys.first = first
         self.keys.draw = functools.partial(_training_key, self.batch_sampler, self.seed, self.span, number)
-        return _checked(self.loader)
+        return _checked(self.loader, while_waiting)
 
 
 class EvaluationLoader:
@@ -241,9 +187,8 @@ class EvaluationLoader:
         return len(self.keys)
 
     def __iter__(self):
-        """Yield (pictures, labels).
+        return self.batches()
 
-        Raises:
-            DatasetError: a picture can't be read.
-        """
-        return _checked(self.loader)
+    def batches(self, while_waiting=lambda seconds: None):
+        """Yield (pictures, labels); ``while_waiting`` and what is raised as in ``TrainLoader.epoch``."""
+        return _checked(self.loader, while_waiting)

@@ -4,13 +4,15 @@ import re
 import signal
 import sys
 
-from dataset import LOADING_PATIENCE, BrokenPicturesError, DatasetError
+from dataset import BrokenPicturesError, DatasetError, LoadingError, end_loading
 from engine.interruption import Stopped, handled_interruptions, interrupted
 from model import WeightsError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
-# torch has no one class for want of memory on a CPU, and on the accelerators of all vendors.
+# torch has no exception class of its own for too little memory.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+# Nor for too many open files; Python's message has "ancdata" when it can't receive a file from another process.
+OUT_OF_FILES = ("too many open files", "items of ancdata")
 
 
 class UsageError(Exception):
@@ -45,7 +47,10 @@ def run_script(program, body):
     teller = program if os.environ.get("WORLD_SIZE", "1") == "1" else "{} [rank {}]".format(program, rank)
     try:
         with handled_interruptions():
-            body()
+            try:
+                body()
+            finally:
+                end_loading()
         return 0
     except BrokenPipeError:  # whoever read the output has left; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own last flush would fail, too
@@ -59,7 +64,7 @@ def run_script(program, body):
         if rank != "0":
             return code
         lines, teller = [message], program
-    except (TrainingError, MemoryError, RuntimeError, LostRank, OSError, EOFError) as error:
+    except (TrainingError, MemoryError, RuntimeError, LoadingError, LostRank, OSError) as error:
         message, code = _of_failure(error)
         if message is None:  # a bug: show the traceback
             raise
@@ -84,22 +89,18 @@ def _of_failure(error):
     text, message = str(error), None
     if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
         message = "out of memory: lower --batch, --image_size or --embedding_size ({})".format(first_line(error))
+    elif any(words in text.lower() for words in OUT_OF_FILES):
+        message = ("too many open files: raise the limit (ulimit -n), or try fewer --workers ({})".format(
+            first_line(error)))
+    elif isinstance(error, TrainingError):
+        message = text
+    elif interrupted():  # a process that was just starting, or another rank, died of the same signal
+        return _of_signal(Stopped(interrupted(), between_steps=False))
     elif isinstance(error, LostRank):
         # Without the line of C++ that torch.distributed's errors come from.
         reason = re.sub(r"\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", first_line(error)).split(". ")[0]
         message = ("another process of this run has ended or can't be reached ({}); it prints why, if it can. A "
                    "checkpoint.pth that was there is whole: --resume goes on from it".format(reason))
-    elif isinstance(error, TrainingError):
-        message = text
-    elif interrupted():  # a process that was just starting died of the same signal
-        return _of_signal(Stopped(interrupted(), between_steps=False))
-    elif "DataLoader timed out" in text:
-        message = ("no pictures came for {} s: too little shared memory (/dev/shm; docker run --shm-size), or a disk "
-                   "that hangs; try --workers 0".format(LOADING_PATIENCE))
-    elif "DataLoader worker" in text or isinstance(error, (ConnectionError, EOFError)):
-        # The connection to a loading process breaks where it dies while it hands over a batch.
-        message = ("a loading process was killed, perhaps for want of memory or of shared memory (/dev/shm); try fewer "
-                   "--workers")
-    elif isinstance(error, OSError):
+    elif isinstance(error, (LoadingError, OSError)):
         message = text
     return message, EXIT_FAILURE

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from engine import ranks
 from engine.errors import TrainingError
-from engine.interruption import deferred_interruptions, stop_if_interrupted
+from engine.interruption import deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from metric.utils import recall
 
 Measurement = collections.namedtuple("Measurement", "recalls spread")
@@ -26,7 +26,7 @@ def embed(network, loader, device, description="Embedding", precision=None):
         loader: an ``EvaluationLoader`` of this rank's part. precision: a ``Precision``; None for float32.
 
     Raises:
-        DatasetError: a picture can't be read. Stopped: a signal came.
+        DatasetError: a picture can't be read. LoadingError: no batch comes. Stopped: a signal came.
     """
     was_training = network.training
     network.eval()
@@ -34,7 +34,7 @@ def embed(network, loader, device, description="Embedding", precision=None):
     common = -(-(loader.total // ranks.count()) // loader.batch_size)  # batches that every rank has
     # Written into place: a list of batches would hold all embeddings twice when it is put together.
     with tqdm(total=len(loader), desc=description, leave=False, disable=None if ranks.is_first() else True) as bar:
-        for number, (images, batch_labels) in enumerate(loader):
+        for number, (images, batch_labels) in enumerate(loader.batches(stop_while_waiting)):
             if number < common:
                 stop_if_interrupted()
             with torch.inference_mode(), precision.autocast() if precision else contextlib.nullcontext():
@@ -68,7 +68,7 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
 
     Raises:
-        TrainingError: an embedding is not finite. DatasetError: a picture can't be read. Stopped: a signal came.
+        TrainingError: an embedding is not finite. Others: see ``embed``.
     """
     measurements = {}
     for split, loader in loaders.items():

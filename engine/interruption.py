@@ -1,4 +1,5 @@
-"""Signals that end a run between two steps: Ctrl-C, a scheduler's SIGTERM, and SIGUSR1, its warning (SLURM --signal).
+"""Signals that end a run between two steps: Ctrl-C, a scheduler's SIGTERM, SIGUSR1, its warning (SLURM --signal), and
+SIGHUP, when the terminal has gone.
 
 An exception that a handler raises can be lost: Python drops it inside a destructor, and a DataLoader's destructor waits
 for its processes. In the middle of a step it would leave weights that are half updated. So inside the loops the handler
@@ -6,17 +7,23 @@ only stores the signal, and the loops check for it between batches. A second SIG
 loops, ends the run at once.
 """
 import contextlib
+import os
 import signal
+import stat
 import threading
 import time
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+from dataset import STOP_SIGNALS
+
 # torchrun forwards the terminal's Ctrl-C, which reaches this process anyway: two within 2 s count once. A handler runs
 # only when a step's call into C++ is over, so they can be handled further apart than they came.
 TOGETHER_SECONDS = 2
+# A rank that waits for pictures when a signal comes keeps the others waiting, too; after this time it leaves them.
+GRACE_SECONDS = 10
 
 _loops = []  # one entry for each `deferred_interruptions` that is entered
 _noted = []  # numbers of the signals that have come
+_first_noted = None  # when the first one came
 _agreement = None
 _first_sigint = None
 
@@ -37,16 +44,30 @@ class Stopped(KeyboardInterrupt):
 
 
 def _handle(number, frame):
-    global _first_sigint
+    global _first_noted, _first_sigint
+    if number == getattr(signal, "SIGHUP", None):
+        _forget_lost_terminal()
     if number == signal.SIGINT:
         now = time.monotonic()
         if number not in _noted:
             _first_sigint = now
         elif _agreement is not None and now - _first_sigint < TOGETHER_SECONDS:
             return
+    if not _noted:
+        _first_noted = time.monotonic()
     _noted.append(number)
     if not _loops or _noted.count(signal.SIGINT) > 1:
         raise Stopped(number, between_steps=False)
+
+
+def _forget_lost_terminal():
+    """Where output goes to a terminal that has gone, each print would fail; from now on it goes nowhere."""
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -55,7 +76,7 @@ def _handled_by(handler):
     ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in SIGNALS if signal.getsignal(number) in (
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS if signal.getsignal(number) in (
             signal.SIG_DFL, signal.default_int_handler, _handle)}
     for number in before:
         signal.signal(number, handler)
@@ -102,6 +123,17 @@ def stop_if_interrupted():
         number = _agreement(number)
     if number:
         raise Stopped(number, between_steps=True)
+
+
+def stop_while_waiting(seconds):
+    """Raise ``Stopped`` if a signal has come. To be called between two steps when pictures have not come for so many
+    seconds; of several ranks by one alone."""
+    if not _noted:
+        return
+    if _agreement is None:
+        raise Stopped(_noted[0], between_steps=True)
+    if min(seconds, time.monotonic() - _first_noted) > GRACE_SECONDS:
+        raise Stopped(_noted[0], between_steps=False)
 
 
 def agree_with(agreement):

@@ -5,11 +5,11 @@ import time
 import torch
 from tqdm import tqdm
 
-from dataset import DatasetError
+from dataset import DatasetError, LoadingError
 from engine import ranks
 from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
-from engine.interruption import Stopped, deferred_interruptions, interrupted, stop_if_interrupted
+from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.training import Training, make_optimizer
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
@@ -34,7 +34,7 @@ def fit(job):
 
     Raises:
         TrainingError: a loss is not finite. Stopped: a signal came. DatasetError: a picture can't be read.
-        WeightsError: the state to go on from is damaged.
+        LoadingError: no batch comes. WeightsError: the state to go on from is damaged.
     """
     run, args, record = job.run, job.run.args, job.run.record
     optimizer, schedule = make_optimizer(job.network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
@@ -70,7 +70,7 @@ def fit(job):
             _leave(record, training, progress)
         stop.advice = record.advice()
         raise
-    except DatasetError:
+    except (DatasetError, LoadingError):
         if ranks.count() == 1:  # of several, only this one knows
             _leave(record, training, progress)
             print("The run stops in epoch {} after batch {}; {}".format(
@@ -93,6 +93,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     Raises:
         TrainingError: a loss is not finite; the batch is named.
         Stopped: a signal came; ``progress`` tells how far the epoch is. DatasetError: a picture can't be read.
+        LoadingError: no batch comes.
     """
     count = len(loader)
     if progress.batch == count:
@@ -101,13 +102,13 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     progress.lr = training.optimizer.param_groups[0]["lr"]
     every = 1 if training.device.type == "cpu" else BATCHES_BETWEEN_CHECKS
     unchecked = []
-    batches = iter(loader.epoch(progress.epoch, progress.batch))
+    batches = loader.epoch(progress.epoch, progress.batch, stop_while_waiting)
     began = time.perf_counter()
     with tqdm(total=count, initial=progress.batch, desc="Epoch {}".format(progress.epoch), leave=False,
               disable=None if ranks.is_first() else True) as bar:
         while progress.batch < count:
             asked = time.perf_counter()
-            images, labels = _next(batches)
+            images, labels = next(batches)
             arrived = time.perf_counter()
             stop_if_interrupted()
             progress.waited += arrived - asked
@@ -144,15 +145,6 @@ def _make_step(training, step, images, labels):
         scaler.step(optimizer)
         scaler.update()
     return loss.detach(), {name: term.detach() for name, term in terms.items()}
-
-
-def _next(batches):
-    try:
-        return next(batches)
-    except RuntimeError:
-        if interrupted():  # a loading process that was just starting died of the signal, which ends the run next
-            return None, None
-        raise
 
 
 def _check_losses(losses, progress):

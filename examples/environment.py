@@ -49,7 +49,7 @@ def read_requirements(paths):
     """Return {package: oldest version} of files whose lines are ``package>=version``."""
     wanted = {}
     for path in paths:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             for line in file:
                 line = line.split("#")[0].strip()
                 if line:

@@ -20,16 +20,16 @@ def describe_loss(config):
 
 def summarize(directory):
     """Return the cells of a run's row."""
-    with open(os.path.join(directory, "config.json")) as file:
+    with open(os.path.join(directory, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
-    with open(os.path.join(directory, "log.jsonl")) as file:
+    with open(os.path.join(directory, "log.jsonl"), encoding="utf-8") as file:
         log = [json.loads(line) for line in file]
     options = config["options"]
     recalls = [line["recall"]["test"][str(options["recall"][0])] for line in log if "recall" in line]
     network = "{} d={}{}".format(options["base"], options["embedding_size"],
                                  "" if options["l2normalize"] else " not normalised")
     size = os.path.getsize(os.path.join(directory, "best.pth")) / 1e6
-    with open(os.path.join(directory, "speed.jsonl")) as file:
+    with open(os.path.join(directory, "speed.jsonl"), encoding="utf-8") as file:
         seconds = sum(json.loads(line)["seconds"] for line in file)
     return (os.path.basename(os.path.normpath(directory)), network, describe_loss(config), str(len(log) - 1),
             "{:.4f}".format(recalls[0]), "{:.4f}".format(max(recalls)), "{:.4f}".format(recalls[-1]),

@@ -9,8 +9,8 @@ import torch
 
 import run
 from conftest import argv_for, make_pictures, options_for
-from dataset import files
-from engine import data, settle
+from dataset import files, loader
+from engine import data, interruption, settle
 from processes import (as_rank, codes, complete, finish, free_port, is_open, start, start_command, start_ranks,
                        wait_for, wait_for_line, wait_for_text)
 from results import assert_same_run
@@ -106,13 +106,13 @@ def _as_rank_that_fetches(rank, count, port, log):
     files.fcntl = None
 
     def fetched(original, name):
-        def fetch(*args):
+        def fetch(*args, **options):
             with open(str(log), "a") as file:
                 file.write("{} {} begins\n".format(name, rank))
             time.sleep(0.5)
             with open(str(log), "a") as file:
                 file.write("{} {} ends\n".format(name, rank))
-            return original(*args)
+            return original(*args, **options)
         return fetch
 
     data.load_splits = fetched(data.load_splits, "pictures")
@@ -207,6 +207,28 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(pictures, tmp_path
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == int(more[1][1]) + 1
 
 
+def _as_rank_whose_loading_stops(rank, count, port, mark):
+    as_rank(rank, count, port)
+    interruption.GRACE_SECONDS = 1
+    if rank == 1:
+        def stop(tensors):
+            with open(str(mark), "w"):
+                pass
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        loader.in_shared_memory = stop
+
+
+def test_a_signal_ends_ranks_one_of_which_gets_no_pictures(pictures, tmp_path):
+    port, argv = free_port(), argv_for(pictures, tmp_path / "run", "--workers", "1")
+    processes = [start("run", argv, tmp_path / "out{}".format(rank), _as_rank_whose_loading_stops, rank, 2, port,
+                       tmp_path / "mark") for rank in range(2)]
+    wait_for(processes[0], (tmp_path / "mark").exists)
+    for process in processes:
+        os.kill(process.pid, signal.SIGTERM)
+    assert [finish(process, 40) for process in processes] == [143, 143]
+
+
 @pytest.mark.parametrize("more, code, expected", [
     (["--epochs", "1"], 0, None),
     (["--batch", "2", "--num_image_per_class", "1"], 1, "leaves no two pictures"),
@@ -222,12 +244,12 @@ def test_torchrun(pictures, tmp_path, more, code, expected):
         assert expected in errors and "run.py" in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_torchrun_is_a_stop_of_all(pictures, tmp_path, number):
     process = start_command("run.py", argv_for(pictures, tmp_path / "run", "--epochs", "1000"), ranks=2)
     try:
         wait_for_line(process, "[Epoch 1] loss")
-        if number == signal.SIGINT:
+        if number != signal.SIGTERM:
             os.killpg(process.pid, number)  # as a terminal does
         else:
             os.kill(process.pid, number)

@@ -2,6 +2,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from conftest import argv_for, options_for
 from engine import loop
-from processes import at_step, complete, finish, start, start_command, wait_for, wait_for_line, wait_for_text
+from processes import TESTS, at_step, complete, finish, start, start_command, wait_for, wait_for_line, wait_for_text
 from results import assert_same_run, printed
 
 
@@ -32,7 +34,7 @@ def test_with_loading_processes_and_in_bf16(pictures, tmp_path, workers, number)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_ends_the_step_and_says_how_to_go_on(pictures, tmp_path, name):
     number, directory = getattr(signal, name), tmp_path / "run"
     process = start_command("run.py", argv_for(pictures, directory, "--epochs", "1000", "--workers", "1"))
@@ -57,6 +59,36 @@ def test_without_save_dir_a_signal_says_that_nothing_was_kept(pictures, tmp_path
     assert complete("run", options_for(pictures), tmp_path / "out", at_step, 3, signal.raise_signal,
                     signal.SIGTERM) == 128 + signal.SIGTERM
     assert "nothing was kept" in (tmp_path / "out").read_text().splitlines()[-1]
+
+
+def test_a_terminal_that_goes_takes_nothing_with_it(pictures, tmp_path):
+    """What is printed to it fails from then on; an epoch's line is, before the signal is looked at."""
+    master, slave = os.openpty()
+    directory = tmp_path / "run"
+    command = [sys.executable, os.path.join(TESTS, "with_tiny.py"), "run.py"]
+    process = subprocess.Popen(command + argv_for(pictures, directory, "--epochs", "1000"), stdout=slave, stderr=slave)
+    try:
+        os.close(slave)
+        shown = b""
+        while b"[Epoch 1] best" not in shown:
+            shown += os.read(master, 1000)  # OSError if it ends
+        process.send_signal(signal.SIGSTOP)  # so that it prints nothing between these two
+        os.close(master)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    assert torch.load(str(directory / "checkpoint.pth"))["progress"]["epoch"] >= 2
+
+
+def _ignore_and_raise_at_step_2():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_step(2, signal.raise_signal, signal.SIGHUP)
+
+
+def test_under_nohup_the_terminal_may_go(pictures, tmp_path):
+    assert complete("run", options_for(pictures, "--workers", "1"), tmp_path / "out", _ignore_and_raise_at_step_2) == 0
 
 
 def _never_end(*args):
