@@ -20,9 +20,9 @@ from model import LinearEmbedding, build_backbone, fused
 
 
 def splits(args):
-    train, test = load_splits("folder", args.data)
+    found = load_splits("folder", args.data)
     step = max(1, round(1 / args.share))
-    return train, [ImageSet(images.samples[::step], images.class_to_idx) for images in (train, test)]
+    return found["train"], [ImageSet(images.samples[::step], images.class_to_idx) for images in found.values()]
 
 
 def textbook_epoch(args, device):

@@ -1,37 +1,18 @@
 """What every data set here is: pictures of one class each, with the attributes of torchvision's ImageFolder."""
-import errno
+import collections
 import hashlib
 import mimetypes
 import os
 import stat
-import warnings
 
-import numpy as np
-from PIL import Image
+from dataset.pictures import IMAGE_EXTENSIONS, DatasetError, open_image, shown
 
-__all__ = ["DatasetError", "UnreadablePicture", "ImageSet", "list_classes", "open_image", "shown",
-           "split_of_class_folders", "usable_cores"]
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-# Errno values that are the machine's fault, not the picture's: what it is short of.
-SHORTAGES = {errno.EMFILE: "file descriptors; see ulimit -n", errno.ENFILE: "file descriptors",
-             errno.ENOMEM: "memory"}
-# Pillow warns of pictures of more than 89 megapixels and refuses those of more than 179. The filter is set once:
-# warnings.catch_warnings around each picture is not safe with threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-_ORIENTATION_TAG = 0x0112
-# How to turn a picture upright, by its EXIF orientation.
-_ORIENTATIONS = {2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
-                 6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90}
+__all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "is_picture", "list_classes", "list_images",
+           "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
 
 
-class DatasetError(Exception):
-    """Pictures that are missing, unreadable or don't fit the job; the message is one line for the user."""
-
-
-class UnreadablePicture(DatasetError):
-    """A picture that is missing, broken, or no picture; the others can be used without it."""
+class NoTrainingSet(DatasetError):
+    """There are only test pictures, which can be measured, but not trained on."""
 
 
 class ImageSet:
@@ -45,21 +26,27 @@ class ImageSet:
         class_to_idx: class name -> label, for the classes of this split only.
         transform: PIL image -> anything, applied by ``[]``.
         target_transform: label -> anything, applied by ``[]``.
+        directory: the folder that the pictures lie below, so that they are the same ones when it has moved; with class
+            folders, the one that holds these.
+        layout: where the pictures were found and how the folder was read, for the user.
 
     Attributes:
         samples, imgs: list of (path, label); two names for one list.
         targets: list of labels, one per picture.
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
+        directory, layout: as given.
     """
 
-    def __init__(self, samples, class_to_idx, transform=None, target_transform=None):
+    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout=""):
         self.samples = samples
         self.class_to_idx = class_to_idx
         self.classes = sorted(class_to_idx, key=class_to_idx.get)
         self.targets = [label for _, label in samples]
         self.transform = transform
         self.target_transform = target_transform
+        self.directory = directory
+        self.layout = layout
 
     @property
     def imgs(self):
@@ -71,19 +58,15 @@ class ImageSet:
         samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
         labels = {label for _, label in samples}
         return ImageSet(samples, {name: label for name, label in self.class_to_idx.items() if label in labels},
-                        self.transform, self.target_transform)
+                        self.transform, self.target_transform, self.directory, self.layout)
 
-    def fingerprint(self, root):
-        """Return a digest of which pictures these are, by their paths below ``root``, their labels and their files'
-        sizes (-1 where there is no file)."""
+    def fingerprint(self, checksums):
+        """Return a digest of which pictures these are, by their paths below ``directory``, their labels and
+        ``checksums``, a number for the content of each one's file."""
         digest = hashlib.sha256()
-        for path, label in self.samples:
-            try:
-                size = os.path.getsize(path)
-            except OSError:
-                size = -1
-            digest.update("{}\0{}\0{}\n".format(os.path.relpath(path, root), label, size).encode(
-                "utf-8", "surrogateescape"))
+        for (path, label), checksum in zip(self.samples, checksums):
+            path = os.path.relpath(path, self.directory) if self.directory else path
+            digest.update("{}\0{}\0{}\n".format(path, label, checksum).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self):
@@ -97,74 +80,6 @@ class ImageSet:
         if self.target_transform is not None:
             label = self.target_transform(label)
         return image, label
-
-
-def shown(path):
-    """Return ``path`` for a message: on one line, with unprintable characters escaped as in Python (``\\n``)."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in path)
-
-
-def open_image(path):
-    """Return the picture at ``path``, decoded, as an upright RGB PIL image of 8 bits.
-
-    Transparent pictures are laid on white; 16-bit grey is scaled to 8 bits; of several frames the first is taken; the
-    EXIF orientation is applied.
-
-    Raises:
-        UnreadablePicture: no such file, no regular file, or no picture that Pillow can decode.
-        DatasetError: the machine is short of file descriptors or of memory.
-        MemoryError: it is short of memory.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe could wait for ever
-            raise OSError("no regular file")
-        with Image.open(path) as image:
-            turned = _ORIENTATIONS.get(_orientation(image))
-            image = _as_rgb(image)
-            return image if turned is None else image.transpose(turned)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ValueError ... for a broken picture
-        missing = _shortage(error)
-        if missing:
-            raise DatasetError("{}: this picture can't be read now, because the machine is short of {}".format(
-                shown(path), missing)) from None
-        reason = (str(error) or type(error).__name__).splitlines()[0].replace(" " + repr(path), "")
-        raise UnreadablePicture("{}: a picture that can't be read ({}); mend or remove it".format(
-            shown(path), reason)) from None
-
-
-def _shortage(error):
-    """Return what the machine is short of if that caused an error of ``open_image``, else None."""
-    if not isinstance(error, OSError):
-        return None
-    # Pillow's decoders report a lack of memory without an errno.
-    return SHORTAGES.get(errno.ENOMEM if str(error).startswith("out of memory") else error.errno)
-
-
-def _orientation(image):
-    """Return the EXIF orientation, or None; damaged EXIF data is no reason to refuse the picture."""
-    try:
-        return image.getexif().get(_ORIENTATION_TAG)
-    except MemoryError:
-        raise
-    except Exception:  # struct.error, SyntaxError, ValueError ... by version and damage
-        return None
-
-
-def _as_rgb(image):
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("32 bits per channel; convert it to 8 or 16")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point values; convert it to 8 bits per channel")
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def list_classes(directory):
@@ -186,8 +101,8 @@ def _is_folder(entry):
     except OSError as error:
         if _is_named_like_a_file(entry.name):
             return False
-        raise DatasetError("{}: this link in place of a class folder can't be followed ({}); mend or remove it".format(
-            shown(entry.path), error.strerror)) from None
+        raise DatasetError("{}: this link can't be followed ({}), and it may have led to a folder of pictures; mend or "
+                           "remove it".format(shown(entry.path), error.strerror)) from None
 
 
 def _is_named_like_a_file(name):
@@ -195,18 +110,77 @@ def _is_named_like_a_file(name):
     return name.lower().endswith(IMAGE_EXTENSIONS) or mimetypes.MimeTypes().guess_type(name) != (None, None)
 
 
-def list_images(directory):
-    """Return the sorted paths of the pictures (by their extensions) in the class folder ``directory``."""
+def is_picture(name):
+    """Whether a file is taken for a picture, by its name: a known ending, and not hidden."""
+    return name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def walk(directory, above=None):
+    """Yield (folder, sorted names of its files and hidden folders) of ``directory`` and of each folder below it.
+
+    Links are followed, except back to a folder that they lie in. Hidden folders are not entered.
+
+    Args:
+        above: identities of the folders in which ``directory`` lies; None to find them.
+
+    Raises:
+        DatasetError: a folder can't be read; a link is broken and not named like a file.
+    """
+    above = _identities_above(directory) if above is None else above
     try:
-        names = sorted(os.listdir(directory))
+        entries, here = sorted(os.scandir(directory), key=lambda entry: entry.name), _identity(directory)
     except OSError as error:
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
-    return [os.path.join(directory, name) for name in names
-            if name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)]
+    if here in above:
+        return
+    folders = dict.fromkeys(entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry))
+    yield directory, [entry.name for entry in entries if entry.name not in folders]
+    for name in folders:
+        yield from walk(os.path.join(directory, name), above + (here,))
+
+
+def _identity(directory):
+    status = os.stat(directory)
+    return status.st_dev, status.st_ino
+
+
+def _identities_above(directory):
+    folder, found = os.path.abspath(directory), []
+    while folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+        found.append(_identity(folder))
+    return tuple(found)
+
+
+def list_images(directory):
+    """Return the paths of the pictures below the class folder ``directory``, at any depth, in ImageFolder's order."""
+    return [os.path.join(folder, name) for folder, names in sorted(walk(directory)) for name in names
+            if is_picture(name)]
+
+
+def passed_over(image_sets):
+    """Count the files below the directories of these sets that none of them takes: {what they are: number}."""
+    used = {path for images in image_sets for path, _ in images.samples}
+    counts = collections.Counter()
+    for directory in {images.directory for images in image_sets} - {""}:
+        for folder, names in walk(directory):
+            for name in names:
+                if os.path.join(folder, name) not in used:
+                    counts[_kind_of(name)] += 1
+    return counts
+
+
+def _kind_of(name):
+    if name[0] == ".":
+        return "hidden"
+    ending = os.path.splitext(name)[1].lower()
+    return ending + " in no class folder" if is_picture(name) else ending or "without an ending"
 
 
 def split_of_class_folders(directory, names, first_label=0):
     """Return (samples, class_to_idx) of the class folders ``names`` in ``directory``, labelled from ``first_label``.
+
+    Pictures may lie at any depth below a class folder.
 
     Raises:
         DatasetError: a class folder holds no picture.
@@ -215,11 +189,25 @@ def split_of_class_folders(directory, names, first_label=0):
     for label, name in enumerate(names, first_label):
         paths = list_images(os.path.join(directory, name))
         if not paths:
-            raise DatasetError("{}: the class folder holds no picture ({})".format(
-                shown(os.path.join(directory, name)), " ".join(IMAGE_EXTENSIONS)))
+            raise DatasetError("{}: the class folder holds no picture (no file, at any depth, with an ending such as "
+                               ".jpg or .png); add some or remove it".format(shown(os.path.join(directory, name))))
         class_to_idx[name] = label
         samples.extend((path, label) for path in paths)
     return samples, class_to_idx
+
+
+def find_folder(root, *names):
+    """Return the folder names[0]/names[1]/... of a data set below ``root``, or None.
+
+    It is looked for also where an archive was unpacked into a folder of its own name (A/A/...), and where ``root`` is
+    itself the data set's folder, or one in it.
+    """
+    candidates = [os.path.join(root, *names), os.path.join(root, names[0], *names)]
+    for here in (os.path.abspath(root), os.path.realpath(root)):  # a link to it may have another name
+        for count in range(1, len(names) + 1):
+            if here.split(os.sep)[-count:] == list(names[:count]):
+                candidates.append(os.path.join(root, *names[count:]))
+    return next((path for path in candidates if os.path.isdir(path)), None)
 
 
 def usable_cores():

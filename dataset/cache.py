@@ -1,12 +1,12 @@
 """Pictures, decoded and resized: from their files each time, or once, into an array on disk that is mapped into memory.
 
-The array is raw uint8, N x side x side x 3. Its name is a digest of what it was made from (the files' names, sizes and
-times, the side, the version of Pillow), so that after a change a new one is made. It is written to a temporary file
-under a lock and renamed when whole: all runs, ranks and loading processes of a machine can use it.
+The array is raw uint8, N x side x side x 3. Its name is a digest of what it was made from (the files' names, sizes,
+times and inodes, the side, the version of Pillow), so that after a change a new one is made. A file of JSON beside it
+says what it holds. Both are written to temporary files under a lock and renamed when whole, the array last: all runs,
+ranks and loading processes of a machine can use it. ``dataset/caches.py`` lists and removes caches.
 """
 import concurrent.futures
-import contextlib
-import errno
+import copy
 import hashlib
 import json
 import os
@@ -18,14 +18,16 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.base import DatasetError, UnreadablePicture, open_image, shown, usable_cores
+from dataset.base import usable_cores
 from dataset.files import locked, remove_remains, replaced_file
+from dataset.pictures import DatasetError, UnreadablePicture, checksum_of, open_image, shown
 
-__all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_resized", "open_pictures"]
+__all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_resized", "open_pictures", "read_contents",
+           "users_cache", "gigabytes"]
 
 FOLDER = ".rkd-cache"
-SUFFIX, PROBLEMS = ".uint8", ".broken"
-VERSION = 2  # raise this when decoding or resizing changes
+SUFFIX, CONTENTS = ".uint8", ".json"
+VERSION = 3  # raise this when decoding, resizing or the contents change
 # Bytes that an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
 CHUNK = 32  # pictures that a thread decodes at a time
@@ -35,38 +37,75 @@ class BrokenPicturesError(DatasetError):
     """All pictures that can't be read: one line each."""
 
 
-def load_resized(path, side):
-    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept."""
-    return np.asarray(open_image(path).resize((side, side), Image.BILINEAR))
+def load_resized(path, side, truncated="refuse"):
+    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept.
+
+    Args:
+        truncated: as in ``open_image``.
+    """
+    return np.asarray(open_image(path, truncated).resize((side, side), Image.BILINEAR))
 
 
-class DecodedPictures:
-    """Resized pictures, decoded each time: ``[index]`` gives side x side x 3, uint8.
+class _Pictures:
+    """Resized pictures: ``[index]`` gives side x side x 3, uint8, and counts those that are not skipped.
 
     Attributes:
-        skipped: {index among all pictures: why it was left out}; ``[]`` counts the others.
+        skipped: {index among all pictures: why it is left out}.
     """
 
-    def __init__(self, paths, side, skipped=None):
-        self.skipped = skipped or {}
-        self.paths = [path for index, path in enumerate(paths) if index not in self.skipped]
+    def __init__(self, count, skipped=None):
+        self.count = count
+        self._skip(skipped or {})
+
+    def _skip(self, skipped):
+        self.skipped = skipped
+        self._kept = [index for index in range(self.count) if index not in skipped] if skipped else range(self.count)
+
+    def without(self, skipped):
+        """Return these pictures without some more, {index among all pictures: why}."""
+        fewer = copy.copy(self)
+        fewer._skip({**self.skipped, **skipped})
+        return fewer
+
+
+class DecodedPictures(_Pictures):
+    """Resized pictures, decoded each time.
+
+    Args:
+        paths, side, truncated: as in ``load_resized``. skipped: see the attribute.
+    """
+
+    def __init__(self, paths, side, truncated="refuse", skipped=None):
+        super().__init__(len(paths), skipped)
+        self.paths = paths
         self.side = side
+        self.truncated = truncated
 
     def __getitem__(self, index):
-        return load_resized(self.paths[index], self.side)
+        return load_resized(self.paths[self._kept[index]], self.side, self.truncated)
+
+    def checksums(self, description="pictures"):
+        """Return ``checksum_of`` each picture."""
+        found = {}
+        problems = _each([self.paths[index] for index in self._kept], checksum_of, "Reading the " + description,
+                         found.__setitem__)
+        if problems:
+            raise BrokenPicturesError(_list_of(problems, len(self._kept)))
+        return [found[index] for index in range(len(self._kept))]
 
 
-class CachedPictures:
-    """Resized pictures from a cache: ``[index]`` gives side x side x 3, uint8, read-only.
+class CachedPictures(_Pictures):
+    """Resized pictures from a cache, read-only. A pickle of it holds the cache's path, not the pictures.
 
-    A pickle of it holds the file's name, not the pictures. ``skipped`` as in ``DecodedPictures``.
+    Args:
+        path: of the cache. side: of its pictures. contents: what ``read_contents`` gives.
     """
 
-    def __init__(self, path, count, side, skipped=None):
+    def __init__(self, path, side, contents):
+        super().__init__(len(contents["checksums"]), contents["broken"])
         self.path = path
-        self.shape = (count, side, side, 3)
-        self.skipped = skipped or {}
-        self._rows = [index for index in range(count) if index not in self.skipped] if self.skipped else range(count)
+        self.shape = (self.count, side, side, 3)
+        self._checksums = contents["checksums"]
         self._array = None
 
     def __getitem__(self, index):
@@ -76,56 +115,62 @@ class CachedPictures:
             except (OSError, ValueError) as error:
                 raise DatasetError("{}: the cache of the pictures is gone or no longer whole ({}); the same "
                                    "command makes it again".format(shown(self.path), error)) from None
-        return np.asarray(self._array[self._rows[index]])
+        return np.asarray(self._array[self._kept[index]])
+
+    def checksums(self, description="pictures"):
+        """Return ``checksum_of`` each picture, as it was decoded."""
+        return [self._checksums[index] for index in self._kept]
 
     def __getstate__(self):
         return dict(self.__dict__, _array=None)
 
 
-def open_pictures(paths, side, where="auto", beside=".", description="pictures", skip_broken=False):
+def open_pictures(paths, side, where="auto", beside=None, description="pictures", skip_broken=False,
+                  truncated="refuse"):
     """Return the resized pictures of ``paths``: from their cache, which is made on first use, or decoded each time.
 
     Args:
         paths: the files. side: height and width of the resized pictures.
         where: "off", a directory for the cache, or "auto": ``beside``/.rkd-cache, or the user's own cache directory
             where that can't be written.
-        beside: the directory of the data set.
+        beside: a directory in which a folder more does no harm; None if there is none.
         description: what these pictures are, for the bar and the printed line.
         skip_broken: leave out pictures that can't be read; attribute ``skipped`` of the result says which.
+        truncated: as in ``load_resized``.
 
     Raises:
         BrokenPicturesError: there is a cache, and pictures that can't be read; names all of them.
         DatasetError: the directory ``where`` can't be written; the machine is short of file descriptors or of memory.
         MemoryError: it is short of memory.
     """
+    decoded = DecodedPictures(paths, side, truncated)
     if where == "off":
-        return _decoded(paths, side, description, skip_broken)
-    name, needed = _digest(paths, side) + SUFFIX, len(paths) * side * side * 3
+        return _decoded(decoded, description, skip_broken)
+    name, needed = _name(decoded), len(paths) * side * side * 3
     automatic = where == "auto"
-    folders = [os.path.join(beside, FOLDER), _users_cache()] if automatic else [where]
+    folders = ([os.path.join(beside, FOLDER)] if beside else []) + [users_cache()] if automatic else [where]
     for folder in folders:
-        path = os.path.join(folder, name)
-        problems = _problems_of(path, needed, paths)
-        if problems is not None:
-            return _cached(path, paths, side, problems, skip_broken)
+        contents = _contents_of(os.path.join(folder, name), needed, decoded)
+        if contents is not None:
+            return _cached(os.path.join(folder, name), side, contents, skip_broken)
     reason = "no folder that can be written"
     for folder in folders:
         path = os.path.join(folder, name)
         try:
             os.makedirs(folder, exist_ok=True)
             with locked(path + ".lock"):
-                problems = _problems_of(path, needed, paths)
-                if problems is None:
+                contents = _contents_of(path, needed, decoded)
+                if contents is None:
                     free = shutil.disk_usage(folder).free - (LEFT_FREE if automatic else 0)
                     if free < needed:
                         reason = "{} needed in {}, {} free{}".format(
-                            _gigabytes(needed), folder, _gigabytes(max(free, 0)),
-                            " beside a reserve of {}".format(_gigabytes(LEFT_FREE)) if automatic else "")
+                            gigabytes(needed), folder, gigabytes(max(free, 0)),
+                            " beside a reserve of {}".format(gigabytes(LEFT_FREE)) if automatic else "")
                         continue
-                    problems = _make(paths, side, path, description, skip_broken)
-                    print("Cache: {}, decoded once: {} in {}".format(description, _gigabytes(needed), folder),
-                          flush=True)
-            return _cached(path, paths, side, problems, skip_broken)
+                    contents = _make(decoded, path, description, skip_broken)
+                    print("Cache: {}, decoded once: {} in {}{}".format(
+                        description, gigabytes(needed), folder, _advice_on_older(folder, name)), flush=True)
+            return _cached(path, side, contents, skip_broken)
         except OSError as error:
             reason = "{}: {}".format(folder, error.strerror or error)
             if not automatic and not (os.path.isdir(folder) and os.access(folder, os.W_OK)):
@@ -133,86 +178,112 @@ def open_pictures(paths, side, where="auto", beside=".", description="pictures",
                     shown(folder), error.strerror)) from None
     print("Cache: none for the {} ({}); they are decoded each time; --cache DIR takes another disk".format(
         description, reason), flush=True)
-    return _decoded(paths, side, description, skip_broken)
+    return _decoded(decoded, description, skip_broken)
 
 
-def _decoded(paths, side, description, skip_broken):
-    decoded = DecodedPictures(paths, side)
-    if skip_broken:
-        decoded = DecodedPictures(paths, side, _each_decoded(decoded, "Looking through the " + description))
-    return decoded
+def _decoded(decoded, description, skip_broken):
+    if not skip_broken:
+        return decoded
+    return decoded.without(_each(range(decoded.count), decoded.__getitem__, "Looking through the " + description))
 
 
-def _cached(path, paths, side, problems, skip_broken):
-    if problems and not skip_broken:
-        raise BrokenPicturesError(_list_of(problems, len(paths)))
-    return CachedPictures(path, len(paths), side, problems)
+def _cached(path, side, contents, skip_broken):
+    if contents["broken"] and not skip_broken:
+        raise BrokenPicturesError(_list_of(contents["broken"], len(contents["checksums"])))
+    return CachedPictures(path, side, contents)
 
 
-def _users_cache():
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "rkd")
+def users_cache():
+    """Return the directory in the user's home for caches that have no other place."""
+    named = os.environ.get("XDG_CACHE_HOME", "")  # a relative one does not count, says its specification
+    return os.path.join(named if os.path.isabs(named) else os.path.join(os.path.expanduser("~"), ".cache"), "rkd")
 
 
-def _gigabytes(count):
+def gigabytes(count):
     return "{:.2f} GB".format(count / 1e9)
 
 
-def _digest(paths, side):
-    digest = hashlib.sha256("{} {} {} {}".format(VERSION, side, len(paths), PIL.__version__).encode())
-    for path in paths:
+def _name(decoded):
+    """Return the name of the cache of these pictures. Its first half depends on their paths and their side only."""
+    which = hashlib.sha256("{} {}".format(decoded.side, decoded.count).encode())
+    state = hashlib.sha256("{} {} {}".format(VERSION, decoded.truncated, PIL.__version__).encode())
+    for path in decoded.paths:
+        which.update((os.path.abspath(path) + "\n").encode("utf-8", "surrogateescape"))
         try:
+            # A file may be replaced by another one of the same size and time: mv, cp -p, a link that leads elsewhere.
+            # That changes the inode or, where the file system gives the same number again, the time of the change.
             status = os.stat(path)
-            state = "{}\0{}".format(status.st_size, status.st_mtime_ns)
+            numbers = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
         except OSError:
-            state = "missing"
-        digest.update("{}\0{}\n".format(os.path.abspath(path), state).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:32]
+            numbers = "missing"
+        state.update("{}\n".format(numbers).encode())
+    return which.hexdigest()[:16] + state.hexdigest()[:16] + SUFFIX
 
 
-def _problems_of(path, size, paths):
-    """Return {index: why} of the pictures that the cache ``path`` lacks because they can't be read; None if there is no
-    whole cache, or if one of these pictures can be read now."""
+def _advice_on_older(folder, name):
+    """Return what to say of other caches of the pictures of the cache ``name``: they changed, or other options hold."""
+    older = [other for other in os.listdir(folder) if other.startswith(name[:16]) and other.endswith(SUFFIX)
+             and other != name]
+    if not older:
+        return ""
+    size = sum(os.path.getsize(os.path.join(folder, other)) for other in older)
+    return "; {} older of these pictures ({}) there: python3 -m dataset.caches lists and removes caches".format(
+        len(older), gigabytes(size))
+
+
+def _contents_of(path, size, decoded):
+    """Return what ``read_contents`` gives for the cache ``path`` of these pictures; None if there is no whole cache of
+    ``size`` bytes, or if a picture that it lacks because it couldn't be read can be read now."""
     if not os.path.isfile(path) or os.path.getsize(path) != size:
         return None
-    problems = _read_problems(path, len(paths))
-    return None if problems is None or any(_is_readable(paths[index]) for index in problems) else problems
+    contents = read_contents(path)
+    if contents is None or len(contents["checksums"]) != decoded.count or any(
+            _is_readable(decoded, index) for index in contents["broken"]):
+        return None
+    contents["broken"] = {index: shown(decoded.paths[index]) + why for index, why in contents["broken"].items()}
+    return contents
 
 
-def _is_readable(path):
+def _is_readable(decoded, index):
     try:
-        open_image(path)
+        decoded[index]
         return True
     except UnreadablePicture:
         return False
 
 
-def _read_problems(path, count):
-    """Return {index: why} of those of ``count`` pictures that could not be read when the cache ``path`` was made; None
-    if the list of them is damaged."""
+def read_contents(path):
+    """Return what is in the cache ``path``; None if nothing says so, or not everything. A dict:
+
+    folder: where the pictures are. side: their height and width.
+    checksums: [CRC-32 of each picture's file]. broken: {index: why, to follow the path} of the pictures that could not
+    be read.
+    """
     try:
-        with open(path + PROBLEMS, encoding="utf-8") as file:
-            problems = {int(index): why for index, why in json.load(file).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, RecursionError):  # AttributeError: not a dictionary
+        with open(path + CONTENTS, encoding="utf-8") as file:
+            contents = json.load(file)
+        contents["broken"] = {int(index): why for index, why in contents["broken"].items()}
+        count = len(contents["checksums"])
+        fits = all(0 <= index < count and isinstance(why, str) for index, why in contents["broken"].items()) and all(
+            type(number) is int for number in contents["checksums"] + [contents["side"]])
+        return contents if fits and isinstance(contents["folder"], str) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # half of one, or none of ours
         return None
-    fits = all(0 <= index < count and isinstance(why, str) for index, why in problems.items())
-    return problems if fits else None
 
 
-def _each_decoded(decoded, description, use=None):
-    """Decode all pictures, with one thread for each core (Pillow releases Python's global lock).
+def _each(items, work, description, use=None):
+    """Call ``work`` with each item, with one thread for each core (Pillow releases Python's global lock).
 
     Args:
-        use: called with each (index, picture).
+        use: called with each (index, what ``work`` returned).
 
     Returns:
-        {index: why} of those that can't be read.
+        {index: why} of those for which it raises ``UnreadablePicture``.
 
     Raises:
         DatasetError, MemoryError: the machine is short of something.
     """
-    count = len(decoded.paths)
+    count = len(items)
     problems, stopped = {}, threading.Event()
 
     def convert(start):
@@ -220,12 +291,12 @@ def _each_decoded(decoded, description, use=None):
             if stopped.is_set():
                 return
             try:
-                picture = decoded[index]
+                result = work(items[index])
             except UnreadablePicture as error:
                 problems[index] = str(error)
                 continue
             if use is not None:
-                use(index, picture)
+                use(index, result)
 
     with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
         try:
@@ -239,36 +310,40 @@ def _each_decoded(decoded, description, use=None):
     return problems
 
 
-def _make(paths, side, path, description, skip_broken):
+def _make(decoded, path, description, skip_broken):
     """Decode all pictures into the file ``path``; the place of a picture that is left out stays blank.
 
     Returns:
-        {index: why} of those that are left out.
+        its contents; see ``read_contents``.
     """
-    size = side * side * 3
+    size, writing = decoded.side * decoded.side * 3, threading.Lock()
+    contents = {"folder": os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in decoded.paths]),
+                "side": decoded.side, "checksums": [-1] * decoded.count}
     remove_remains(path)
-    remove_remains(path + PROBLEMS)
+    remove_remains(path + CONTENTS)
 
-    def write(index, picture):
+    def read(index):
+        return decoded[index], checksum_of(decoded.paths[index])
+
+    def write(index, found):
+        picture, contents["checksums"][index] = found
         # Not through a memory map: there a full disk kills the process instead of raising an error.
-        if os.pwrite(file.fileno(), picture.tobytes(), index * size) != size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with writing:
+            file.seek(index * size)
+            file.write(picture.tobytes())
 
-    with replaced_file(path, before=lambda: _write_problems(path, problems)) as file:
-        problems = _each_decoded(DecodedPictures(paths, side), "Decoding " + description, write)
-        if problems and not skip_broken:
-            raise BrokenPicturesError(_list_of(problems, len(paths)))
-        file.truncate(len(paths) * size)  # to the full size if the last ones are blank
-    return problems
+    def describe():
+        with replaced_file(path + CONTENTS) as beside:
+            # Without the path: another run may give it in another way.
+            broken = {index: why[len(shown(decoded.paths[index])):] for index, why in contents["broken"].items()}
+            beside.write(json.dumps(dict(contents, broken=broken)).encode("utf-8", "surrogateescape"))
 
-
-def _write_problems(path, problems):
-    if problems:
-        with replaced_file(path + PROBLEMS) as file:
-            file.write(json.dumps(problems).encode("utf-8"))
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(path + PROBLEMS)
+    with replaced_file(path, before=describe) as file:
+        contents["broken"] = _each(range(decoded.count), read, "Decoding " + description, write)
+        if contents["broken"] and not skip_broken:
+            raise BrokenPicturesError(_list_of(contents["broken"], decoded.count))
+        file.truncate(decoded.count * size)  # to the full size if the last ones are blank
+    return contents
 
 
 def _list_of(problems, count):

@@ -1,13 +1,16 @@
 """Open the pictures of a run: find them, check that they fit the job, decode them once, make the loaders."""
 import collections
+import os
 
-from dataset import EvaluationLoader, TrainLoader, load_splits, open_pictures, resized_size
+from dataset import (EvaluationLoader, TrainLoader, load_splits, open_pictures, passed_over, resized_size, shown,
+                     workers_that_fit)
 from engine import ranks
 from engine.errors import UsageError
 from metric.batchsampler import NPairs
 
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
+SHOWN_KINDS = 20
 NAMES = {"train": "training", "test": "test"}
 
 Data = collections.namedtuple("Data", "batches evaluation")
@@ -24,34 +27,85 @@ def open_data(run):
         UsageError: they don't fit the job, or are not those that the run began with.
     """
     args = run.args
-    splits = dict(zip(NAMES, ranks.machine_by_machine(lambda: load_splits(args.dataset, args.data, args.download))))
-    measured = ["test"] if args.no_train_recall else ["train", "test"]
-    _check(splits, run, measured)
-    used = {split: images for split, images in splits.items() if run.trains or split in measured}
-    pictures = ranks.machine_by_machine(lambda: {
-        split: open_pictures([path for path, _ in images.samples], resized_size(args.image_size), args.cache,
-                             args.data, "{} set".format(NAMES[split]), args.skip_broken)
-        for split, images in used.items()})
-    lines = _tell_skipped({split: pictures[split].skipped for split in used}, used)
-    if lines:
-        splits.update((split, images.without(pictures[split].skipped)) for split, images in used.items())
+    splits = ranks.machine_by_machine(lambda: load_splits(
+        args.dataset, args.data, args.download, test_alone=not run.trains))
+    measured = [split for split in splits if split == "test" or not args.no_train_recall]
+    used = splits if run.trains else {split: splits[split] for split in measured}
+    _tell_layout(splits)
+    may_skip = args.skip_broken or args.skip_single
+    if not may_skip:
+        _check(splits, run, measured)  # before they are decoded, which takes a while
+    pictures = ranks.machine_by_machine(lambda: _open_all(used, args))
+    skipped = {split: pictures[split].skipped for split in used}
+    lines = _tell_skipped(skipped, used)
+    if may_skip:
+        splits = {split: images.without(skipped.get(split, ())) for split, images in splits.items()}
         _check(splits, run, measured)
-    if run.record or ranks.count() > 1:
-        found = {split: [len(splits[split]), splits[split].fingerprint(args.data)] for split in used}
-        ranks.agree({"the {} set".format(NAMES[split]): "{} pictures, digest {}".format(*entry)
-                     for split, entry in found.items()})
-        if run.record:
-            run.record.take_data(found, lines)
+    _take_note(run, {split: splits[split] for split in used}, pictures, lines)
+    return _loaders(run, splits, pictures, measured)
 
-    batches, pinned = None, run.device.type != "cpu"
+
+def _take_note(run, splits, pictures, lines):
+    """See that all ranks, and the run before it was resumed, have the same pictures."""
+    if ranks.count() == 1 and run.args.save_dir is None:  # nothing to compare with; check sums take time
+        return
+    found = {split: [len(images), images.fingerprint(pictures[split].checksums(_name(split)))]
+             for split, images in splits.items()}
+    ranks.agree({"the " + _name(split): "{} pictures, digest {}".format(*entry) for split, entry in found.items()})
+    if run.record:
+        run.record.take_data(found, lines)
+
+
+def _loaders(run, splits, pictures, measured):
+    """Return the ``Data`` of open pictures."""
+    args, pinned, size = run.args, run.device.type != "cpu", -(-run.args.batch // ranks.count())
+    workers, batches = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None
     if run.trains:
         drawn = NPairs(splits["train"], args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
-        batches = TrainLoader(splits["train"], drawn, args.image_size, args.seed, args.workers, pinned,
+        batches = TrainLoader(splits["train"], drawn, args.image_size, args.seed, workers, pinned,
                               pictures["train"], ranks.span(args.batch))
-    size = -(-args.batch // ranks.count())
     return Data(batches, {
-        split: EvaluationLoader(splits[split], size, args.image_size, args.workers, pinned, pictures[split],
+        split: EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
                                 ranks.span(len(splits[split]))) for split in measured})
+
+
+def _name(split):
+    return "{} set".format(NAMES[split])
+
+
+def _tell_layout(splits):
+    """Print where the pictures are, and which files there are not taken for pictures."""
+    print("Pictures: {}".format(shown(splits["test"].layout)))
+    others = passed_over(splits.values()) if ranks.is_first() else None
+    if others:
+        kinds = ["{} {}".format(count, shown(kind)) for kind, count in others.most_common()]
+        print("Passed over: {} files there that are not taken for pictures: {}".format(
+            sum(others.values()), ", ".join(kinds[:SHOWN_KINDS] + ["..."] * (len(kinds) > SHOWN_KINDS))), flush=True)
+
+
+def _open_all(splits, args):
+    """Return {split: its resized pictures}."""
+    with_classes = {os.path.realpath(images.directory) for images in splits.values() if images.directory}
+    if args.cache not in ("auto", "off") and os.path.dirname(os.path.realpath(args.cache)) in with_classes:
+        raise UsageError("--cache {}: this is among the class folders, and would be taken for one; give another "
+                         "directory".format(args.cache))
+    # A folder more beside class folders would be taken for a class by other programs.
+    beside = None if os.path.realpath(args.data) in with_classes else args.data
+    pictures = {}
+    for split, images in splits.items():
+        pictures[split] = open_pictures(
+            [path for path, _ in images.samples], resized_size(args.image_size), args.cache,
+            beside, _name(split), args.skip_broken, args.truncated)
+        if args.skip_single:
+            pictures[split] = pictures[split].without(_single(images, pictures[split].skipped))
+    return pictures
+
+
+def _single(images, skipped):
+    """Return {index: why} of the pictures that are the only ones of their class, when those skipped are left out."""
+    counts = collections.Counter(label for index, label in enumerate(images.targets) if index not in skipped)
+    return {index: "{}: the only picture of its class".format(shown(path))
+            for index, (path, label) in enumerate(images.samples) if counts[label] == 1 and index not in skipped}
 
 
 def _tell_skipped(skipped, splits):
@@ -59,8 +113,7 @@ def _tell_skipped(skipped, splits):
     lines = [line for problems in skipped.values() for _, line in sorted(problems.items())]
     for split, problems in skipped.items():
         if problems:
-            print("Skipped: {} of {} pictures of the {} set can't be read".format(
-                len(problems), len(splits[split]), NAMES[split]))
+            print("Skipped: {} of {} pictures of the {}".format(len(problems), len(splits[split]), _name(split)))
     more = ["... and {} more".format(len(lines) - SHOWN_LINES)] if len(lines) > SHOWN_LINES else []
     for line in lines[:SHOWN_LINES] + more:
         print("  " + line)
@@ -71,10 +124,10 @@ def _check(splits, run, measured):
     """Print the sizes of the splits, and refuse pictures that don't fit the job: one class only, classes of one picture
     where pairs are needed, fewer pictures than asked for."""
     args = run.args
-    print("Number of images in Training Set: {}".format(len(splits["train"])))
+    print("Number of images in Training Set: {}".format(len(splits["train"]) if "train" in splits else 0))
     print("Number of images in Test set: {}".format(len(splits["test"])), flush=True)
-    shared = sorted(set(splits["train"].classes) & set(splits["test"].classes))
-    if shared:
+    shared = sorted(set.intersection(*(set(images.classes) for images in splits.values())))
+    if len(splits) > 1 and shared:
         print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
               "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
     for split, images in splits.items():
@@ -106,8 +159,9 @@ def _check_single(split, single, classes, needs_pairs):
         raise UsageError("every class of the test set has a single picture, so no query has anything to find; add "
                          "pictures of these classes")
     if needs_pairs:
-        raise UsageError("{}; the loss needs pairs of one class: add pictures or remove the class".format(finding))
-    print("Warning: {}; as queries they count as misses".format(finding), flush=True)
+        raise UsageError("{}; the loss needs pairs of one class: add pictures, or leave such classes out with "
+                         "--skip_single".format(finding))
+    print("Warning: {}; as queries they count as misses (--skip_single leaves them out)".format(finding), flush=True)
 
 
 def _first(names):

@@ -25,6 +25,18 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def users_cache(tmp_path_factory):
+    """The user's cache directory, for tests and all that they start."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("users_cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
 def make_pictures(root, classes=6, pictures=6, size=(44, 40), seed=0):
     """Write class folders of small noisy pictures, one base colour a class, and return ``root``.
 

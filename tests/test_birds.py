@@ -176,9 +176,21 @@ def test_every_species_can_be_drawn():
 def test_the_folder_of_an_earlier_release_is_used_as_it_is(small, tmp_path, monkeypatch):
     shutil.copytree(os.path.dirname(small), str(tmp_path / "synthetic_birds_v1_s0"))
     monkeypatch.setattr(prepare, "draw_bird", None)
-    train, test = load_splits("synthetic", str(tmp_path))
-    assert train.classes + test.classes == sorted(os.listdir(small))
-    assert train.samples[0][0].startswith(str(tmp_path / "synthetic_birds_v1_s0" / "images" / train.classes[0]))
+    folder = tmp_path / "synthetic_birds_v1_s0"
+    for root in (tmp_path, folder, folder / "images"):
+        splits = load_splits("synthetic", str(root))
+        train, test = splits["train"], splits["test"]
+        assert train.classes + test.classes == sorted(os.listdir(small))
+        assert train.samples[0][0].startswith(str(folder / "images" / train.classes[0]))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "thesis.txt").write_text("not a bird")
+    (tmp_path / "project" / "pics").symlink_to(folder / "images")
+    assert load_splits("synthetic", str(tmp_path / "project" / "pics"))["train"].classes == train.classes
+    assert os.listdir(str(tmp_path / "project" / "pics")) and (tmp_path / "project" / "thesis.txt").exists()
+    folder.rename(tmp_path / "aside")  # unpacked into a folder of its own name
+    folder.mkdir()
+    (tmp_path / "aside").rename(folder / folder.name)
+    assert load_splits("synthetic", str(tmp_path))["train"].directory == str(folder / folder.name / "images")
 
 
 def test_all_classes_are_there_and_raw_pixels_do_not_retrieve_them(tmp_path):

@@ -1,110 +1,12 @@
 """Data sets, decoding and loaders."""
-import io
-import os
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import make_pictures
-from dataset import (DATASETS, CUB2011Metric, DatasetError, EvaluationLoader, FolderMetric, ImageSet, TrainLoader,
-                     default_workers, load_resized, load_splits, loader, resized_size)
+from dataset import (DATASETS, DatasetError, EvaluationLoader, FolderMetric, TrainLoader, default_workers, load_resized,
+                     load_splits, loader, resized_size)
 from metric.batchsampler import NPairs
-
-
-def names(images):
-    return [path.replace("\\", "/").split("/")[-2:] for path, _ in images.samples]
-
-
-def test_folder_halves(tmp_path):
-    make_pictures(tmp_path, classes=5, pictures=2)
-    (tmp_path / ".hidden").mkdir()
-    (tmp_path / "class00" / "notes.txt").write_text("no picture")
-    train, test = FolderMetric(str(tmp_path), train=True), FolderMetric(str(tmp_path))
-    assert train.classes == ["class00", "class01", "class02"] and test.classes == ["class03", "class04"]
-    assert train.class_to_idx == {"class00": 0, "class01": 1, "class02": 2}
-    assert test.class_to_idx == {"class03": 3, "class04": 4} and test.targets == [3, 3, 4, 4]
-    assert names(train)[:3] == [["class00", "00.png"], ["class00", "01.png"], ["class01", "00.png"]]
-    assert train.imgs is train.samples and len(train) == 6
-
-
-def test_folder_with_named_splits(tmp_path):
-    make_pictures(tmp_path / "train", classes=2, pictures=2)
-    make_pictures(tmp_path / "test", classes=3, pictures=2)
-    train, test = FolderMetric(str(tmp_path), train=True), FolderMetric(str(tmp_path))
-    assert len(train) == 4 and len(test) == 6
-    assert sorted(set(test.targets)) == [2, 3, 4]
-
-
-def _file_instead(path):
-    path.write_text("")
-
-
-def _linked(target, *name):
-    """Return a function that makes a data set with a link in it; "" stands for the link itself."""
-    def make(path):
-        make_pictures(path / "train")
-        make_pictures(path / "test", seed=1)
-        path = path.joinpath(*name)
-        path.symlink_to(target or path.name)
-    return make
-
-
-@pytest.mark.parametrize("make, expected", [
-    (lambda path: None, "no such folder"),
-    (_file_instead, "no such folder"),
-    (lambda path: path.mkdir(), "no class folders"),
-    (lambda path: make_pictures(path, classes=1), "only one class folder"),
-    (lambda path: make_pictures(path / "train"), "train/ but no test/"),
-    (lambda path: [make_pictures(path), (path / "class99").mkdir()], "class99: the class folder holds no picture"),
-    (lambda path: [make_pictures(path), (path / "loop").symlink_to("loop")], "set/loop: this link .*Too many levels"),
-    (lambda path: [make_pictures(path), (path / "line\nfeed").symlink_to("gone")], r"set/line\\nfeed: this link"),
-    (_linked("", "test", "loop"), "set/test/loop: this link .*Too many levels"),
-    (_linked("gone", "test", "class99"), "set/test/class99: this link .*No such file"),
-    (_linked("gone", "test", "001.Laysan_Albatross"), "set/test/001.Laysan_Albatross: this link"),
-    (_linked("class00/00.png/x", "test", "class99"), "set/test/class99: this link .*Not a directory"),
-])
-def test_folder_that_does_not_fit(tmp_path, make, expected):
-    make(tmp_path / "set")
-    with pytest.raises(DatasetError, match=expected):
-        FolderMetric(str(tmp_path / "set"), train=False)
-
-
-def test_links_that_are_no_class_folders_are_left_alone(tmp_path):
-    make_pictures(tmp_path / "set", classes=4, pictures=2)
-    expected = FolderMetric(str(tmp_path / "set"), train=True).class_to_idx
-    for name, target in (("x.jpg", "gone"), ("y.WEBP", "y.WEBP"), ("notes.txt", "gone"), ("old.tar.gz", "old.tar.gz"),
-                         (".hidden", "gone"), (".loop", ".loop"), ("README", "x.txt")):
-        (tmp_path / "set" / name).symlink_to(target)
-    (tmp_path / "set" / "x.txt").write_text("a file that is there")
-    assert FolderMetric(str(tmp_path / "set"), train=True).class_to_idx == expected
-    make_pictures(tmp_path / "elsewhere", classes=1, pictures=2)
-    (tmp_path / "set" / "class99").symlink_to(tmp_path / "elsewhere" / "class00")
-    assert FolderMetric(str(tmp_path / "set")).classes == ["class03", "class99"]
-
-
-def test_fingerprint_tells_pictures_apart(own_pictures, tmp_path):
-    def fingerprint(root=own_pictures):
-        return FolderMetric(str(root), train=True).fingerprint(str(root))
-
-    images, original = FolderMetric(str(own_pictures), train=True), fingerprint()
-    relabelled = ImageSet([(path, label + 1) for path, label in images.samples], {})
-    assert relabelled.fingerprint(str(own_pictures)) != original
-    path = own_pictures / "class00" / "00.png"
-    content = path.read_bytes()
-    os.utime(str(path), ns=(1, 1))
-    assert fingerprint() == original
-    path.write_bytes(content + b"more")
-    changed = fingerprint()
-    path.unlink()
-    missing = images.fingerprint(str(own_pictures))
-    path.symlink_to("gone")
-    assert fingerprint() == missing and len({original, changed, missing}) == 3
-    path.unlink()
-    path.write_bytes(content)
-    os.rename(str(own_pictures), str(tmp_path / "moved"))
-    assert fingerprint(tmp_path / "moved") == original
 
 
 @pytest.mark.parametrize("processes, expected", [
@@ -121,32 +23,6 @@ def test_item_is_transformed(pictures):
     images = FolderMetric(str(pictures), train=True, transform=lambda image: image.size,
                           target_transform=lambda label: -label)
     assert images[len(images) - 1] == ((44, 40), -2)
-
-
-def _fake_cub(root, counts):
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "JPEG")
-    for number, count in enumerate(counts, 1):
-        folder = root / "CUB_200_2011" / "images" / "{:03d}.Bird".format(number)
-        folder.mkdir(parents=True)
-        for index in range(count):
-            (folder / "{:04d}.jpg".format(index)).write_bytes(picture.getvalue())
-
-
-def test_cub200_with_other_classes_is_refused(tmp_path):
-    _fake_cub(tmp_path, [1] * 224)
-    with pytest.raises(DatasetError, match="224 class folders instead of 200"):
-        CUB2011Metric(str(tmp_path))
-
-
-def test_cub200_splits(tmp_path, monkeypatch):
-    assert sum(CUB2011Metric.PICTURES.values()) == 11788
-    monkeypatch.setattr(CUB2011Metric, "PICTURES", {True: 164, False: 124})
-    _fake_cub(tmp_path, [2] * 64 + [1] * 136)
-    train = CUB2011Metric(str(tmp_path), train=True)
-    assert len(train) == 164 and len(train.classes) == 100 and set(train.targets) == set(range(100))
-    with pytest.raises(DatasetError, match="100 test pictures instead of 124"):
-        CUB2011Metric(str(tmp_path))
 
 
 def test_every_data_set_describes_itself():
@@ -169,11 +45,6 @@ def test_a_download_is_asked_of_sets_that_can_and_once(monkeypatch, can_download
     monkeypatch.setitem(DATASETS, "moths", Moths)
     load_splits("moths", "nowhere", download)
     assert calls == expected
-
-
-def test_cub200_missing_says_how_to_get_it(tmp_path):
-    with pytest.raises(DatasetError, match="--download.*--dataset synthetic"):
-        CUB2011Metric(str(tmp_path))
 
 
 def test_resize_is_the_references():

@@ -205,8 +205,9 @@ def test_only_the_first_rank_prints_and_writes(pair):
 
 def test_the_cache_is_made_once(tmp_path):
     data = make_pictures(tmp_path / "set")
-    assert codes(start_ranks(3, "run", argv_for(data, tmp_path / "run", "--epochs", "1"), tmp_path / "out")) == [0] * 3
-    assert len([name for name in os.listdir(str(data / ".rkd-cache")) if name.endswith(".uint8")]) == 2
+    argv = argv_for(data, tmp_path / "run", "--epochs", "1", "--cache", tmp_path / "cache")
+    assert codes(start_ranks(3, "run", argv, tmp_path / "out")) == [0] * 3
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 2
 
 
 def test_distillation_in_two_processes(pair, tmp_path):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset.base import usable_cores
+from dataset.base import find_folder, usable_cores
 from dataset.birds.scenery import draw_bird
 from dataset.birds.species import CLASSES, invent_species
 from dataset.files import locked
@@ -64,6 +64,9 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
         raise ValueError("no such birds: seed {}, {} classes (1 to {}), {} pictures (1 or more), size {} (32 or more), "
                          "{} processes".format(seed, classes, CLASSES, pictures, size, processes))
     birds = _Birds(seed, classes, pictures, size)
+    images = find_folder(root, birds.folder_name(), "images")  # perhaps not right below ``root``
+    if images and os.path.basename(os.path.dirname(os.path.realpath(images))) == birds.folder_name():
+        root = os.path.dirname(os.path.dirname(os.path.realpath(images)))
     folder = os.path.join(root, birds.folder_name())
     # Before _is_whole: a folder that another process puts there in between is whole, and must not be removed.
     was_there = os.path.lexists(folder)
@@ -84,7 +87,7 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
 def _is_whole(folder):
     """Whether every picture that contents.txt lists is there in its full length; contents.txt is written last."""
     try:
-        with open(os.path.join(folder, "contents.txt")) as file:
+        with open(os.path.join(folder, "contents.txt"), encoding="utf-8") as file:
             entries = [line.rstrip("\n").split(" ", 1) for line in file]
         return bool(entries) and all(os.path.getsize(os.path.join(folder, path)) == int(size) for size, path in entries)
     except (OSError, ValueError):
@@ -124,7 +127,7 @@ def _draw_all(folder, birds, processes, progress):
         for index, lines in _class_by_class(folder, birds, processes):
             contents[index] = lines
             bar.update(birds.pictures)
-    with open(os.path.join(folder, "contents.txt"), "w") as file:
+    with open(os.path.join(folder, "contents.txt"), "w", encoding="utf-8") as file:
         file.write("\n".join(itertools.chain.from_iterable(contents)) + "\n")
 
 
