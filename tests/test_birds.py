@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from processes import ROOT
-from dataset import FolderMetric, files, load_splits
+from dataset import FolderMetric, files, load_splits, passed_over
 from dataset.birds import CLASSES, draw_bird, invent_species, prepare, prepare_birds
 
 sys.path.insert(0, os.path.join(ROOT, "examples"))
@@ -171,6 +171,14 @@ def test_every_species_can_be_drawn():
     for index, bird in enumerate(invent_species(1)):
         picture = np.asarray(draw_bird(bird, np.random.default_rng(index), (48, 40)))
         assert picture.shape == (40, 48, 3) and picture.std() > 5
+
+
+def test_both_splits_are_found_in_one_place_when_they_have_just_been_drawn(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "_draw_into_place", lambda root, folder, *rest: shutil.copytree(
+        os.path.dirname(small), folder))
+    splits = load_splits("synthetic", "data")
+    assert splits["train"].directory == splits["test"].directory and not passed_over(splits.values())
 
 
 def test_the_folder_of_an_earlier_release_is_used_as_it_is(small, tmp_path, monkeypatch):

@@ -64,10 +64,10 @@ def prepare_birds(root, seed=0, processes=None, progress=True, classes=CLASSES, 
         raise ValueError("no such birds: seed {}, {} classes (1 to {}), {} pictures (1 or more), size {} (32 or more), "
                          "{} processes".format(seed, classes, CLASSES, pictures, size, processes))
     birds = _Birds(seed, classes, pictures, size)
-    images = find_folder(root, birds.folder_name(), "images")  # perhaps not right below ``root``
-    if images and os.path.basename(os.path.dirname(os.path.realpath(images))) == birds.folder_name():
-        root = os.path.dirname(os.path.dirname(os.path.realpath(images)))
     folder = os.path.join(root, birds.folder_name())
+    elsewhere = os.path.dirname(os.path.realpath(find_folder(root, birds.folder_name(), "images") or ""))
+    if not os.path.lexists(os.path.join(folder, "images")) and os.path.basename(elsewhere) == birds.folder_name():
+        root, folder = os.path.dirname(elsewhere), elsewhere
     # Before _is_whole: a folder that another process puts there in between is whole, and must not be removed.
     was_there = os.path.lexists(folder)
     if not _is_whole(folder):
