@@ -20,7 +20,8 @@ from dataset.pictures import shown
 
 __all__ = ["main"]
 
-NAME = re.compile("[0-9a-f]{32}" + re.escape(SUFFIX))
+# A cache, what says what is in it (in earlier versions .broken), and what is left of making one that was killed.
+NAME = re.compile("([0-9a-f]{32}" + re.escape(SUFFIX) + r")(\.json|\.broken)?(\.[0-9]+\.tmp)?")
 
 
 def caches_in(folder):
@@ -29,15 +30,14 @@ def caches_in(folder):
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         names = []
-    return sorted({os.path.join(folder, NAME.match(name).group()) for name in names
-                   if NAME.match(name) and not name.endswith(".lock")})
+    return sorted({os.path.join(folder, found.group(1)) for found in map(NAME.fullmatch, names) if found})
 
 
 def files_of(path):
     """Return the paths of the files of the cache ``path``, the one with the pictures first."""
-    folder, start = os.path.split(path)
-    return sorted(os.path.join(folder, name) for name in os.listdir(folder)
-                  if name.startswith(start) and not name.endswith(".lock"))
+    folder, cache = os.path.split(path)
+    return sorted(os.path.join(folder, found.group()) for found in map(NAME.fullmatch, os.listdir(folder))
+                  if found and found.group(1) == cache)
 
 
 def describe(path, contents):

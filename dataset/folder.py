@@ -74,8 +74,8 @@ def _refuse_unclear(root, splits, names):
     hold pictures themselves."""
     if splits and not any(_own_pictures(os.path.join(root, name)) for name in names if name.lower() not in SPLITS):
         raise DatasetError("{}: {}/ holds its pictures in folders, as a split holds classes, but there is no train/ "
-                           "and test/ of which both do; name two folders so, or, if it is a class, put its pictures "
-                           "right into it".format(shown(root), shown(sorted(splits.values())[0])))
+                           "and test/ of which both do; rename two folders to train/ and test/, or, if it is a class, "
+                           "put its pictures right into it".format(shown(root), shown(sorted(splits.values())[0])))
 
 
 def _half(root, names, train):
@@ -98,6 +98,8 @@ def _half(root, names, train):
     named = [name for name in names if name.lower() in SPLITS]
     if named:
         layout += "; among the classes: " + ", ".join(named)
+    if not any(_own_pictures(os.path.join(root, name)) for name in names):
+        layout += "; none of them holds pictures itself, they lie deeper"
     return (root, names[:middle], 0, layout) if train else (root, names[middle:], middle, layout)
 
 

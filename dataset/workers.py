@@ -22,7 +22,7 @@ __all__ = ["LOADING_PATIENCE", "STOP_SIGNALS", "LoadingError", "batches_of", "en
 LOADING_PATIENCE = 300
 # Between two looks of the main thread while it waits, and of a loading process whether its parent is still there.
 SECONDS_TO_LOOK, SECONDS_TO_LOOK_FOR_PARENT = 1, 5
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY, FILES_NEEDED = "/dev/shm", 64
 # Batches in shared memory: those that torch asks of each process ahead of time, and those that the main process holds.
 BATCHES_AHEAD, BATCHES_HELD = 2, 2
 # Files that a loading process opens while it hands over a batch; those that the main process opens for each loading
@@ -52,6 +52,8 @@ def _room():
     status = os.statvfs(SHARED_MEMORY)
     if status.f_blocks == 0:  # no limit
         return None
+    if not os.access(SHARED_MEMORY, os.W_OK) or 0 < status.f_files and status.f_favail < FILES_NEEDED:
+        return 0
     return status.f_bavail * status.f_frsize
 
 
@@ -168,7 +170,7 @@ def batches_of(loader, while_waiting):
 
 def _watched(function, while_waiting, pin_memory):
     """Return ``function()``, called in a thread: to take a batch from a stopped process can last for ever."""
-    results = queue.SimpleQueue()
+    results = queue.Queue()  # a SimpleQueue would wait for ever if a signal came just as its time is over
     device = torch.cuda.current_device() if pin_memory and torch.cuda.is_available() else None
     try:
         threading.Thread(target=_call_into, args=(results, function, device), daemon=True).start()

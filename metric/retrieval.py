@@ -294,8 +294,8 @@ def recall(embeddings, labels, K=(1,), block_size=None):
 
     Every embedding is a query, and all others are its gallery; the query itself is excluded by index, so duplicate
     images do no harm. The numbers are those of `recall_by_definition`, in float64, whatever the precision of the
-    embeddings; the top of this file says how. On an accelerator matrix products must not be rounded to TF32, or the
-    bounds of the rounding do not hold.
+    embeddings (but for distances that only the last digit of float64 tells apart); the top of this file says how. On an
+    accelerator matrix products must not be rounded to TF32, or the bounds of the rounding do not hold.
 
     Args:
         embeddings: N x d, floating point; half and bfloat16 are taken as float32.

@@ -145,8 +145,9 @@ def test_a_cache_that_is_being_made_is_not_removed(pictures, tmp_path, capsys):
     assert "is being made now: kept" in (tmp_path / "out").read_text() and kept(tmp_path)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / ("0" * 32 + ".uint8.broken")).write_text("{}")  # of an earlier version
+    (tmp_path / "old" / ("0" * 32 + ".uint8.bak")).write_text("the user's own")
     assert caches.main([str(tmp_path), str(tmp_path / "old"), "--clear"]) == 0
-    assert not kept(tmp_path) and not os.listdir(str(tmp_path / "old"))
+    assert not kept(tmp_path) and os.listdir(str(tmp_path / "old")) == ["0" * 32 + ".uint8.bak"]
     assert "not whole, or of another version" in capsys.readouterr().out
 
 

@@ -145,6 +145,13 @@ def test_classes_called_train_and_test(own_pictures, capsys):
 def test_a_class_called_train_with_pictures_deeper(own_pictures):
     _deepen(own_pictures, "day1", "day2").rename(own_pictures / "train")
     assert "train" in FolderMetric(str(own_pictures)).classes
+    assert "deeper" not in FolderMetric(str(own_pictures)).layout
+
+
+def test_parts_of_a_data_set_are_told(tmp_path):
+    for number in range(4):
+        make_pictures(tmp_path / "part{}".format(number), classes=3, pictures=2)
+    assert FolderMetric(str(tmp_path)).layout.endswith("; none of them holds pictures itself, they lie deeper")
 
 
 @pytest.mark.parametrize("train", [True, False])
