@@ -152,9 +152,10 @@ def _identities_above(directory):
     return tuple(found)
 
 
-def list_images(directory):
-    """Return the paths of the pictures below the class folder ``directory``, at any depth, in ImageFolder's order."""
-    return [os.path.join(folder, name) for folder, names in sorted(walk(directory)) for name in names
+def list_images(directory, above=None):
+    """Return the paths of the pictures below the class folder ``directory``, at any depth, in ImageFolder's order.
+    ``above`` as in ``walk``."""
+    return [os.path.join(folder, name) for folder, names in sorted(walk(directory, above)) for name in names
             if is_picture(name)]
 
 
@@ -186,8 +187,9 @@ def split_of_class_folders(directory, names, first_label=0):
         DatasetError: a class folder holds no picture.
     """
     samples, class_to_idx = [], {}
+    above = _identities_above(directory) + (_identity(directory),)  # the same for all of them
     for label, name in enumerate(names, first_label):
-        paths = list_images(os.path.join(directory, name))
+        paths = list_images(os.path.join(directory, name), above)
         if not paths:
             raise DatasetError("{}: the class folder holds no picture (no file, at any depth, with an ending such as "
                                ".jpg or .png); add some or remove it".format(shown(os.path.join(directory, name))))

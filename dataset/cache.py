@@ -53,9 +53,9 @@ class _Pictures:
         skipped: {index among all pictures: why it is left out}.
     """
 
-    def __init__(self, count, skipped=None):
+    def __init__(self, count, skipped):
         self.count = count
-        self._skip(skipped or {})
+        self._skip(skipped)
 
     def _skip(self, skipped):
         self.skipped = skipped
@@ -72,11 +72,11 @@ class DecodedPictures(_Pictures):
     """Resized pictures, decoded each time.
 
     Args:
-        paths, side, truncated: as in ``load_resized``. skipped: see the attribute.
+        paths, side, truncated: as in ``load_resized``.
     """
 
-    def __init__(self, paths, side, truncated="refuse", skipped=None):
-        super().__init__(len(paths), skipped)
+    def __init__(self, paths, side, truncated="refuse"):
+        super().__init__(len(paths), {})
         self.paths = paths
         self.side = side
         self.truncated = truncated

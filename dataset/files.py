@@ -8,7 +8,7 @@ try:
 except ImportError:  # Windows: no locks
     fcntl = None
 
-__all__ = ["locked", "replaced_file", "remove_remains", "digest_of"]
+__all__ = ["locked", "replaced_file", "remove_remains", "digest_of", "chunks_of"]
 
 ASIDE = "{}.{}.tmp"
 CHUNK_BYTES = 1 << 20
@@ -117,6 +117,11 @@ def digest_of(path, algorithm="sha256"):
     """Return the digest of a file, in hexadecimal; ``algorithm`` as hashlib calls it."""
     digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
+        for chunk in chunks_of(file):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def chunks_of(file):
+    """Yield the rest of a binary file, a MiB at a time."""
+    return iter(lambda: file.read(CHUNK_BYTES), b"")

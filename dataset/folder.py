@@ -1,4 +1,5 @@
 """Pictures of your own: any directory of class folders."""
+import itertools
 import os
 
 from dataset.base import (DatasetError, ImageSet, NoTrainingSet, is_picture, list_classes, list_images, shown,
@@ -111,4 +112,6 @@ def _own_pictures(directory):
 
 def _is_split(directory):
     """Whether most pictures in the folder lie in folders of it, which are classes then."""
-    return len(list_images(directory)) > 2 * _own_pictures(directory)
+    enough = 2 * _own_pictures(directory) + 1  # these are counted, too
+    found = (name for _, files in walk(directory) for name in files if is_picture(name))
+    return len(list(itertools.islice(found, enough))) == enough  # all of them are listed later

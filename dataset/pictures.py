@@ -11,6 +11,8 @@ import zlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dataset.files import chunks_of
+
 __all__ = ["IMAGE_EXTENSIONS", "DatasetError", "UnreadablePicture", "checksum_of", "open_image", "shown"]
 
 # Of the formats that Pillow knows, those that are not taken for pictures, and one extension.
@@ -31,7 +33,6 @@ IMAGE_EXTENSIONS = tuple(sorted({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif
                                 | set(_FORMAT_OF)))
 # Pillow goes by the content, not by the name. With its usual list, an EPS that is called a.jpg starts Ghostscript.
 _FORMATS = tuple(name for name in Image.ID if name in _FORMAT_OF.values())
-CHUNK_BYTES = 1 << 20
 # Errno values that are the machine's fault, not the picture's: what it is short of.
 SHORTAGES = {errno.EMFILE: "file descriptors; see ulimit -n", errno.ENFILE: "file descriptors",
              errno.ENOMEM: "memory"}
@@ -101,7 +102,7 @@ def checksum_of(path):
     """Return the CRC-32 of the file of a picture. Raises as ``open_image``."""
     checksum = 0
     with _reading(path), open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):
+        for chunk in chunks_of(file):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
 

@@ -7,7 +7,7 @@ from engine import ranks
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
 from engine.errors import UsageError
-from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, shown
+from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed
 from engine.rundir import CONFIG, read_config
 from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fused, read_weights, recognise
 
@@ -108,11 +108,12 @@ def adopt_data(args, given, file):
 
 
 def tell_guesses(args, given, file, prefix="", with_data=False):
-    """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken."""
+    """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken. Print,
+    too, that the file was trained with another --image_size where nobody asked for that."""
     wanted = {"l2normalize": prefix + "l2normalize"}
     if with_data:
         wanted["image_size"] = "image_size"
-    words = ["--{} {}".format(option, shown(getattr(args, option))) for name, option in wanted.items()
+    words = ["--{} {}".format(option, as_typed(getattr(args, option))) for name, option in wanted.items()
              if option not in given and name not in file.options]
     if words:
         print("Warning: {} doesn't say how its network was trained; {} {} taken: give {} to be sure".format(

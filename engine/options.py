@@ -62,7 +62,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         if action.default is None or isinstance(action.default, bool) and action.nargs == 0:
             return action.help
         if isinstance(action.default, (list, bool)):
-            return action.help + " (default: {})".format(shown(action.default))
+            return action.help + " (default: {})".format(as_typed(action.default))
         return super()._get_help_string(action)
 
 
@@ -73,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError("{} (--help lists the options)".format(message))
 
 
-def shown(value):
+def as_typed(value):
     """Return an option's value as it is typed."""
     if isinstance(value, list):
         return " ".join(map(str, value))

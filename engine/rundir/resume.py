@@ -3,7 +3,7 @@ import os
 
 from engine import ranks
 from engine.errors import UsageError
-from engine.options import shown
+from engine.options import as_typed
 from engine.rundir.files import CHECKPOINT, CONTENT, RESULT, read_config
 from engine.rundir.paths import equal
 from engine.rundir.state import read_state
@@ -111,5 +111,5 @@ def _present(directory):
 
 def _differences(there, here, free):
     """Return in words what differs between two sets of options, where both have it and it is not in ``free``."""
-    return ", ".join("--{} {} there, {} here".format(name, shown(there[name]), shown(here[name]))
+    return ", ".join("--{} {} there, {} here".format(name, as_typed(there[name]), as_typed(here[name]))
                      for name in sorted(set(there) & set(here) - free) if not equal(name, there[name], here[name]))
