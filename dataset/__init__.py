@@ -1,8 +1,9 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
-from dataset.cache import BrokenPicturesError, load_resized, open_pictures
+from dataset.cache import open_pictures
 from dataset.cub200 import CUB2011Metric
+from dataset.decoding import BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit

@@ -1,12 +1,10 @@
-"""Pictures, decoded and resized: from their files each time, or once, into an array on disk that is mapped into memory.
+"""Pictures that are decoded and resized once, into an array on disk that is mapped into memory.
 
 The array is raw uint8, N x side x side x 3. Its name is a digest of what it was made from (the files' names, sizes,
 times and inodes, the side, the version of Pillow), so that after a change a new one is made. A file of JSON beside it
 says what it holds. Both are written to temporary files under a lock and renamed when whole, the array last: all runs,
 ranks and loading processes of a machine can use it. ``dataset/caches.py`` lists and removes caches.
 """
-import concurrent.futures
-import copy
 import hashlib
 import json
 import os
@@ -15,86 +13,21 @@ import threading
 
 import numpy as np
 import PIL
-from PIL import Image
-from tqdm import tqdm
 
-from dataset.base import usable_cores
+from dataset.decoding import BrokenPicturesError, DecodedPictures, Pictures, for_each, list_of
 from dataset.files import locked, remove_remains, replaced_file
-from dataset.pictures import DatasetError, UnreadablePicture, checksum_of, open_image, shown
+from dataset.pictures import DatasetError, UnreadablePicture, checksum_of, shown
 
-__all__ = ["BrokenPicturesError", "DecodedPictures", "CachedPictures", "load_resized", "open_pictures", "read_contents",
-           "users_cache", "gigabytes"]
+__all__ = ["CachedPictures", "open_pictures", "read_contents", "users_cache", "gigabytes"]
 
 FOLDER = ".rkd-cache"
 SUFFIX, CONTENTS = ".uint8", ".json"
 VERSION = 3  # raise this when decoding, resizing or the contents change
 # Bytes that an automatic cache leaves free on its disk, for weights and logs.
 LEFT_FREE = 2 ** 30
-CHUNK = 32  # pictures that a thread decodes at a time
 
 
-class BrokenPicturesError(DatasetError):
-    """All pictures that can't be read: one line each."""
-
-
-def load_resized(path, side, truncated="refuse"):
-    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept.
-
-    Args:
-        truncated: as in ``open_image``.
-    """
-    return np.asarray(open_image(path, truncated).resize((side, side), Image.BILINEAR))
-
-
-class _Pictures:
-    """Resized pictures: ``[index]`` gives side x side x 3, uint8, and counts those that are not skipped.
-
-    Attributes:
-        skipped: {index among all pictures: why it is left out}.
-    """
-
-    def __init__(self, count, skipped):
-        self.count = count
-        self._skip(skipped)
-
-    def _skip(self, skipped):
-        self.skipped = skipped
-        self._kept = [index for index in range(self.count) if index not in skipped] if skipped else range(self.count)
-
-    def without(self, skipped):
-        """Return these pictures without some more, {index among all pictures: why}."""
-        fewer = copy.copy(self)
-        fewer._skip({**self.skipped, **skipped})
-        return fewer
-
-
-class DecodedPictures(_Pictures):
-    """Resized pictures, decoded each time.
-
-    Args:
-        paths, side, truncated: as in ``load_resized``.
-    """
-
-    def __init__(self, paths, side, truncated="refuse"):
-        super().__init__(len(paths), {})
-        self.paths = paths
-        self.side = side
-        self.truncated = truncated
-
-    def __getitem__(self, index):
-        return load_resized(self.paths[self._kept[index]], self.side, self.truncated)
-
-    def checksums(self, description="pictures"):
-        """Return ``checksum_of`` each picture."""
-        found = {}
-        problems = _each([self.paths[index] for index in self._kept], checksum_of, "Reading the " + description,
-                         found.__setitem__)
-        if problems:
-            raise BrokenPicturesError(_list_of(problems, len(self._kept)))
-        return [found[index] for index in range(len(self._kept))]
-
-
-class CachedPictures(_Pictures):
+class CachedPictures(Pictures):
     """Resized pictures from a cache, read-only. A pickle of it holds the cache's path, not the pictures.
 
     Args:
@@ -184,12 +117,12 @@ def open_pictures(paths, side, where="auto", beside=None, description="pictures"
 def _decoded(decoded, description, skip_broken):
     if not skip_broken:
         return decoded
-    return decoded.without(_each(range(decoded.count), decoded.__getitem__, "Looking through the " + description))
+    return decoded.without(for_each(range(decoded.count), decoded.__getitem__, "Looking through the " + description))
 
 
 def _cached(path, side, contents, skip_broken):
     if contents["broken"] and not skip_broken:
-        raise BrokenPicturesError(_list_of(contents["broken"], len(contents["checksums"])))
+        raise BrokenPicturesError(list_of(contents["broken"], len(contents["checksums"])))
     return CachedPictures(path, side, contents)
 
 
@@ -271,45 +204,6 @@ def read_contents(path):
         return None
 
 
-def _each(items, work, description, use=None):
-    """Call ``work`` with each item, with one thread for each core (Pillow releases Python's global lock).
-
-    Args:
-        use: called with each (index, what ``work`` returned).
-
-    Returns:
-        {index: why} of those for which it raises ``UnreadablePicture``.
-
-    Raises:
-        DatasetError, MemoryError: the machine is short of something.
-    """
-    count = len(items)
-    problems, stopped = {}, threading.Event()
-
-    def convert(start):
-        for index in range(start, min(start + CHUNK, count)):
-            if stopped.is_set():
-                return
-            try:
-                result = work(items[index])
-            except UnreadablePicture as error:
-                problems[index] = str(error)
-                continue
-            if use is not None:
-                use(index, result)
-
-    with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool:
-        try:
-            jobs = [pool.submit(convert, start) for start in range(0, count, CHUNK)]
-            with tqdm(total=count, desc=description, leave=False, disable=None) as bar:
-                for job in concurrent.futures.as_completed(jobs):
-                    job.result()
-                    bar.update(min(CHUNK, count - bar.n))
-        finally:
-            stopped.set()
-    return problems
-
-
 def _make(decoded, path, description, skip_broken):
     """Decode all pictures into the file ``path``; the place of a picture that is left out stays blank.
 
@@ -339,16 +233,8 @@ def _make(decoded, path, description, skip_broken):
             beside.write(json.dumps(dict(contents, broken=broken)).encode("utf-8", "surrogateescape"))
 
     with replaced_file(path, before=describe) as file:
-        contents["broken"] = _each(range(decoded.count), read, "Decoding " + description, write)
+        contents["broken"] = for_each(range(decoded.count), read, "Decoding " + description, write)
         if contents["broken"] and not skip_broken:
-            raise BrokenPicturesError(_list_of(contents["broken"], decoded.count))
+            raise BrokenPicturesError(list_of(contents["broken"], decoded.count))
         file.truncate(decoded.count * size)  # to the full size if the last ones are blank
     return contents
-
-
-def _list_of(problems, count):
-    lines = [problems[index] for index in sorted(problems)]
-    if len(lines) == 1:
-        return lines[0]
-    return "\n".join(["{} of {} pictures can't be read; mend or remove them, or leave them out with --skip_broken:"
-                      .format(len(lines), count)] + lines)

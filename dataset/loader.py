@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataset.base import DatasetError, usable_cores
-from dataset.cache import DecodedPictures
+from dataset.decoding import DecodedPictures
 from dataset.workers import (LoadingError, batches_of, in_shared_memory, leave_signals_to_the_main_process,
                              processes_here)
 

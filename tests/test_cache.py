@@ -13,7 +13,8 @@ from PIL import Image
 
 import run
 from conftest import make_pictures, options_for
-from dataset import BrokenPicturesError, DatasetError, FolderMetric, cache, caches, files, load_resized, open_pictures
+from dataset import (BrokenPicturesError, DatasetError, FolderMetric, cache, caches, decoding, files, load_resized,
+                     open_pictures)
 from processes import complete
 
 
@@ -29,7 +30,7 @@ def test_pixels_are_those_of_decoding_each_time(pictures, tmp_path):
     paths = paths_of(pictures)
     cached = open_pictures(paths, 37, str(tmp_path))
     assert isinstance(cached, cache.CachedPictures) and isinstance(open_pictures(paths, 37, "off"),
-                                                                   cache.DecodedPictures)
+                                                                   decoding.DecodedPictures)
     for index, path in enumerate(paths):
         assert np.array_equal(cached[index], load_resized(path, 37))
 
@@ -102,9 +103,9 @@ def test_an_inode_tells_pictures_apart_where_times_do_not(own_pictures, tmp_path
                                      st_mode=status.st_mode)
 
     monkeypatch.setattr(cache.os, "stat", stat)
-    before = cache._name(cache.DecodedPictures(paths, 37))
+    before = cache._name(decoding.DecodedPictures(paths, 37))
     _swapped(paths[0], paths[20])
-    after = cache._name(cache.DecodedPictures(paths, 37))
+    after = cache._name(decoding.DecodedPictures(paths, 37))
     assert before != after and before[:16] == after[:16]
 
 
@@ -213,7 +214,7 @@ def test_no_room_is_one_line(pictures, tmp_path, capsys, monkeypatch):
     usage = shutil.disk_usage(str(tmp_path))
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     paths = paths_of(pictures)
-    assert isinstance(open_pictures(paths, 37, str(tmp_path)), cache.DecodedPictures)
+    assert isinstance(open_pictures(paths, 37, str(tmp_path)), decoding.DecodedPictures)
     out = capsys.readouterr().out
     assert out.startswith("Cache: none for the pictures") and len(out.splitlines()) == 1
 
@@ -242,12 +243,12 @@ def test_a_folder_that_can_not_be_made(pictures, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals")
 def test_an_interruption_leaves_nothing(own_pictures, tmp_path, capsys, monkeypatch):
     def decode(path, *options):
-        monkeypatch.setattr(cache, "load_resized", load_resized)
+        monkeypatch.setattr(decoding, "load_resized", load_resized)
         assert list(tmp_path.glob(files.ASIDE.format("cache/*", "*")))
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return load_resized(path, *options)
 
-    monkeypatch.setattr(cache, "load_resized", decode)
+    monkeypatch.setattr(decoding, "load_resized", decode)
     # A shell's background job ignores SIGINT, and so would this process.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
