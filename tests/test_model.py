@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import prune, weight_norm
 
 from model import BACKBONES, LinearEmbedding, WeightsError, compat, fused, recognise
-from model.backbone import ResNet, ResNet18, ResNet50
+from model.resnet import ResNet, ResNet18, ResNet50
 from tiny import TinyResNet
 
 torchvision = compat.import_torchvision()

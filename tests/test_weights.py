@@ -207,7 +207,7 @@ def test_pretrained_file_with_and_without_classifier(tmp_path):
     # A file older than torch 0.4.1 has no counters of batches.
     torch.save({name: value for name, value in weights.items() if "num_batches" not in name}, path)
     assert torch.equal(TinyResNet(pretrained=path).conv1.weight, weights["conv1.weight"])
-    with pytest.raises(WeightsError, match="not a torchvision state dict of ResNet50: .* unknown names, first "):
+    with pytest.raises(WeightsError, match="not a state dict of ResNet50: .* unknown names, first "):
         ResNet50(pretrained=path)
     with pytest.raises(WeightsError, match="nowhere.pth: no such file"):
         pretrained_file("resnet18", str(tmp_path / "nowhere.pth"))

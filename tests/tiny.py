@@ -4,7 +4,7 @@ import types
 import torch.nn as nn
 
 from model import BACKBONES
-from model.backbone import ResNet
+from model.resnet import ResNet
 from model.compat import import_torchvision
 
 __all__ = ["TinyResNet", "register"]
