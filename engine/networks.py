@@ -3,6 +3,7 @@ import collections
 import os
 import reprlib
 
+from dataset import RESIZES
 from engine import ranks
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
@@ -13,8 +14,9 @@ from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fuse
 
 NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
 # What they are in a config.json.
-DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "skip_broken": bool, "skip_single": bool,
-                "truncated": str}
+DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "resize": str, "skip_broken": bool,
+                "skip_single": bool, "truncated": str}
+OF_ANY_DATA = ("image_size", "resize")  # those that hold for other pictures, too
 KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
@@ -72,7 +74,8 @@ def _checked(values, source, advice, names):
         raise WeightsError("{} gives its options as a {}; {}".format(source, type(values).__name__, advice))
     options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
-        if type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE:
+        if (type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE
+                or name == "resize" and value not in RESIZES):
             raise WeightsError("{} gives {} the value {}; {}".format(
                 source, name, reprlib.repr(value) if isinstance(value, (str, int)) else type(value).__name__, advice))
     return options
@@ -97,7 +100,7 @@ def adopt_data(args, given, file):
     """Set the data options that are not given to those that the network in a ``NetworkFile`` was trained with."""
     taken = {name: file.options[name] for name in DATA_OPTIONS if name not in given and name in file.options}
     if "dataset" in given and args.dataset != file.options.get("dataset"):
-        taken = {name: value for name, value in taken.items() if name == "image_size"}  # the rest is of another set
+        taken = {name: value for name, value in taken.items() if name in OF_ANY_DATA}  # the rest is of another set
     changes = {name: value for name, value in taken.items() if getattr(args, name) != value}
     for name, value in changes.items():
         setattr(args, name, value)
@@ -109,7 +112,7 @@ def adopt_data(args, given, file):
 
 def tell_guesses(args, given, file, prefix="", with_data=False):
     """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken. Print,
-    too, that the file was trained with another --image_size where nobody asked for that."""
+    too, that the file was trained with another --image_size or --resize where nobody asked for that."""
     wanted = {"l2normalize": prefix + "l2normalize"}
     if with_data:
         wanted["image_size"] = "image_size"
@@ -118,10 +121,11 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
     if words:
         print("Warning: {} doesn't say how its network was trained; {} {} taken: give {} to be sure".format(
             file.path, " and ".join(words), *("are", "them") if len(words) > 1 else ("is", "it")), flush=True)
-    noted = file.options.get("image_size", args.image_size)
-    if "image_size" not in given and noted != args.image_size:
-        print("Note: {} was trained with --image_size {}; this run takes {}".format(
-            file.path, noted, args.image_size), flush=True)
+    for name in OF_ANY_DATA:
+        noted, taken = file.options.get(name, getattr(args, name)), getattr(args, name)
+        if name not in given and noted != taken:
+            print("Note: {} was trained with --{} {}; this run takes {}".format(file.path, name, noted, taken),
+                  flush=True)
 
 
 def build_network(options, file=None, pretrained=None, **backbone_options):
