@@ -21,8 +21,8 @@ KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
 NetworkFile.__doc__ = """A network's ``.pth``: its path, its state dict, and the options that are known of it: what the
-tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``), and what
-the ``config.json`` beside the file says, if there is one."""
+tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``,
+``resize``), and what the ``config.json`` beside the file says, if there is one."""
 
 
 def describe(options):
@@ -44,7 +44,7 @@ def read_network_file(path):
     found = {"base": _base_of(there.weights), "embedding_size": int(there.weights["linear.weight"].shape[0])}
     if there.notes is not None:
         found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", (
-            "l2normalize", "image_size")))
+            "l2normalize",) + OF_ANY_DATA))
     config = read_config(os.path.dirname(path))
     options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
                                                  "mend or remove it, and give the options", KINDS)
@@ -132,8 +132,8 @@ def build_network(options, file=None, pretrained=None, **backbone_options):
     """Return the embedding network that ``options`` (base, embedding_size, l2normalize) describe.
 
     Args:
-        options: a dict, perhaps with the image_size that it is trained on. file: a ``NetworkFile`` with its weights, or
-            None.
+        options: a dict, perhaps with the image_size and resize that it is trained with. file: a ``NetworkFile`` with
+            its weights, or None.
         pretrained: path of weights of the backbone; None for random ones. Not looked at beside ``file``.
 
     Raises:
@@ -141,7 +141,7 @@ def build_network(options, file=None, pretrained=None, **backbone_options):
     """
     backbone = build_backbone(options["base"], None if file else pretrained, **backbone_options)
     network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"],
-                              options.get("image_size"))
+                              options.get("image_size"), options.get("resize"))
     if file:
         try:
             network.load_state_dict(file.weights)
@@ -155,6 +155,8 @@ def open_network(run, prefix="", title="Network"):
     """Return the network that the options of ``run`` with this prefix describe, with its weights, on its device."""
     options = {name: getattr(run.args, prefix + name) for name in NETWORK_OPTIONS}
     options["image_size"] = run.args.image_size
+    if run.args.resize != "square":  # a file that doesn't say it means this
+        options["resize"] = run.args.resize
     more = {} if prefix else {"pretrained": run.pretrained, "zero_init_residual": run.args.zero_init_residual}
     # Taken out of the run: its weights need no memory any more.
     network = place(build_network(options, run.files.pop(prefix, None), **more), run.device)
