@@ -1,11 +1,13 @@
 """Open the pictures of a run: find them, check that they fit the job, decode them once, make the loaders."""
 import collections
+import functools
 import os
 
-from dataset import (EvaluationLoader, TrainLoader, load_splits, open_pictures, passed_over, resized_size, shown,
-                     workers_that_fit)
+from dataset import (EvaluationLoader, RandomCrops, TrainLoader, load_splits, open_pictures, passed_over, resized_size,
+                     shown, workers_that_fit)
 from engine import ranks
 from engine.errors import UsageError
+from engine.options import as_factor
 from metric.batchsampler import NPairs
 
 SHOWN_CLASSES = 3
@@ -13,9 +15,10 @@ SHOWN_LINES = 10
 SHOWN_KINDS = 20
 NAMES = {"train": "training", "test": "test"}
 
-Data = collections.namedtuple("Data", "batches evaluation")
+Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or None where nothing is trained.
 evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second only.
+training: what draws crops -> an ``EvaluationLoader`` of the training set with these; None where nothing is trained.
 """
 
 
@@ -59,14 +62,19 @@ def _take_note(run, splits, pictures, lines):
 def _loaders(run, splits, pictures, measured):
     """Return the ``Data`` of open pictures."""
     args, pinned, size = run.args, run.device.type != "cpu", -(-run.args.batch // ranks.count())
-    workers, batches = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None
+    workers, batches, training = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None, None
+
+    def every(split, crops=None):
+        return EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
+                                ranks.span(len(splits[split])), crops)
+
     if run.trains:
-        drawn = NPairs(splits["train"], args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
+        drawn = NPairs(splits["train"], args.batch // args.views, args.num_image_per_class, args.iter_per_epoch,
+                       seed=args.seed)
         batches = TrainLoader(splits["train"], drawn, args.image_size, args.seed, workers, pinned,
-                              pictures["train"], ranks.span(args.batch))
-    return Data(batches, {
-        split: EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
-                                ranks.span(len(splits[split]))) for split in measured})
+                              pictures["train"], ranks.span(args.batch), RandomCrops(args.crop, args.views))
+        training = functools.partial(every, "train")
+    return Data(batches, {split: every(split) for split in measured}, training)
 
 
 def _name(split):
@@ -145,10 +153,11 @@ def _check(splits, run, measured):
         if single:
             _check_single(split, single, len(counts), run.needs_pairs and split == "train")
         most = sum(min(args.num_image_per_class, count) for count in counts.values())
-        if run.trains and split == "train" and args.batch > most:
+        if run.trains and split == "train" and args.batch > most * args.views:
             raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
-                             "{} make {}; lower the one or raise the other".format(
-                                 args.batch, len(counts), args.num_image_per_class, most))
+                             "{}{} make {}; lower the one or raise the other".format(
+                                 args.batch, len(counts), args.num_image_per_class,
+                                 as_factor(args.views), most * args.views))
 
 
 def _check_single(split, single, classes, needs_pairs):
