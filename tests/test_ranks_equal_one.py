@@ -173,6 +173,9 @@ def _train_with_sgd(script, argv):
     (3, "run_distill", ["--angle_ratio", "2"]),
     (2, "run_distill", ["--dark_ratio", "0.1"]),
     (3, "run_distill", ["--at_ratio", "100"]),
+    (2, "run", ["--sample", "all", "--crop", "resized", "--views", "2"]),
+    (3, "run_distill", ["--dist_ratio", "1", "--crop", "resized", "--views", "2", "--teacher_views", "3", "--cache",
+                        "off"]),
 ], ids=str)
 def test_an_epoch_is_that_of_one_process(pictures, pair, tmp_path, count, script, terms):
     # Few steps: where a triplet's hinge lies on the last digit, two runs part for good.
