@@ -46,12 +46,13 @@ def of_stages(criterion, batch):
 
 
 # How the criterion of a term is called: (criterion, batch) -> the value for the whole batch; whether it needs two
-# pictures of a class; whether its gradient reaches the embedding, so that the linear layer is trained.
-Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding")
-ON_EMBEDDINGS = Way(lambda criterion, batch: criterion(batch.student, batch.teacher), False, True)
-ON_LABELS = Way(lambda criterion, batch: criterion(batch.student, batch.labels), True, True)
-ON_VERTICES = Way(of_vertices, False, True)
-ON_STAGES = Way(of_stages, False, False)
+# pictures of a class; whether its gradient reaches the embedding, so that the linear layer is trained; whether it needs
+# the maps of the stages.
+Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding needs_maps")
+ON_EMBEDDINGS = Way(lambda criterion, batch: criterion(batch.student, batch.teacher), False, True, False)
+ON_LABELS = Way(lambda criterion, batch: criterion(batch.student, batch.labels), True, True, False)
+ON_VERTICES = Way(of_vertices, False, True, False)
+ON_STAGES = Way(of_stages, False, False, True)
 
 # One more term is one row.
 Term = collections.namedtuple("Term", [
@@ -121,7 +122,7 @@ def check(args, given):
             options.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
     if args.teacher_load is None:
         raise UsageError("--teacher_load is missing: the weights of the teacher, a best.pth of run.py")
-    of_maps = [term.name for term in terms if term.way is ON_STAGES]
+    of_maps = [term.name for term in terms if term.way.needs_maps]
     if args.teacher_views and of_maps:
         raise UsageError("--{}_ratio needs the maps of the teacher's stages, and --teacher_views keeps its embeddings "
                          "only; leave one of them out".format(of_maps[0]))
