@@ -15,8 +15,8 @@ import torch
 
 import run_distill
 from conftest import argv_for, distil_for, make_pictures
-from dataset import cache, caches
-from dataset.croptable import TABLE_CONTENTS, TABLE_SUFFIX, CropTable, open_table
+from dataset import cache, caches, open_pictures
+from dataset.croptable import TABLE_CONTENTS, TABLE_SUFFIX, CropTable, open_table, table_path
 from dataset.files import locked
 from engine import precision, ranks, teacherviews
 from engine.networks import build_network, read_network_file
@@ -342,7 +342,14 @@ def test_embeddings_that_are_not_finite_stop_the_run(teacher, tmp_path, capsys):
     assert "are not finite" in line
 
 
-def test_pictures_that_are_left_out_have_no_embeddings(tmp_path, capsys):
+def test_the_same_pictures_without_some_have_a_file_of_their_own(pictures, tmp_path):
+    paths = [str(path) for path in sorted(pictures.glob("*/*.png"))]
+    whole = open_pictures(paths, 37, str(tmp_path))
+    found = {table_path(each, {}) for each in (whole, whole.without({3: "single"}), whole.without({4: "single"}))}
+    assert len(found) == 3 and table_path(open_pictures(paths, 37, "off"), {}) is None
+
+
+def test_pictures_that_are_left_out_have_no_embeddings(tmp_path):
     data = make_pictures(tmp_path / "set")
     teacher_dir = tmp_path / "teacher"
     assert complete("run", argv_for(data, teacher_dir, "--epochs", "1"), tmp_path / "out") == 0
