@@ -25,8 +25,8 @@ from metric.loss import LOSSES
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
 TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
-                 "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every", "overwrite",
-                 "sync_bn")
+                 "crop", "views", "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
+                 "overwrite", "sync_bn")
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 

@@ -22,6 +22,7 @@ from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
 from engine.networks import for_steps, frozen, open_network
 from engine.settle import settled
+from engine.teacherviews import draw_from_teacher_views
 from metric import loss as losses
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
@@ -29,7 +30,8 @@ Batch = collections.namedtuple("Batch", "student teacher labels stages teacher_s
 Batch.__doc__ = """The inputs of a term.
 
 student, teacher, labels: embeddings (N x d, N x any dimension) and labels (N) of the whole batch of all ranks.
-stages, teacher_stages: the four stages' maps of this rank's pictures. size: N. fraction: this rank's part of the N.
+stages, teacher_stages: the four stages' maps of this rank's pictures; the teacher's are None with --teacher_views.
+size: N. fraction: this rank's part of the N.
 """
 
 
@@ -44,12 +46,13 @@ def of_stages(criterion, batch):
 
 
 # How the criterion of a term is called: (criterion, batch) -> the value for the whole batch; whether it needs two
-# pictures of a class; whether its gradient reaches the embedding, so that the linear layer is trained.
-Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding")
-ON_EMBEDDINGS = Way(lambda criterion, batch: criterion(batch.student, batch.teacher), False, True)
-ON_LABELS = Way(lambda criterion, batch: criterion(batch.student, batch.labels), True, True)
-ON_VERTICES = Way(of_vertices, False, True)
-ON_STAGES = Way(of_stages, False, False)
+# pictures of a class; whether its gradient reaches the embedding, so that the linear layer is trained; whether it needs
+# the maps of the stages.
+Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding needs_maps")
+ON_EMBEDDINGS = Way(lambda criterion, batch: criterion(batch.student, batch.teacher), False, True, False)
+ON_LABELS = Way(lambda criterion, batch: criterion(batch.student, batch.labels), True, True, False)
+ON_VERTICES = Way(of_vertices, False, True, False)
+ON_STAGES = Way(of_stages, False, False, True)
 
 # One more term is one row.
 Term = collections.namedtuple("Term", [
@@ -85,6 +88,10 @@ def build_parser():
     group.add_argument("--teacher_load", type=options.path, metavar="PATH",
                        help="weights of the teacher; what you don't give of it, and of the data, is taken from it "
                             "and from the config.json beside it")
+    group.add_argument("--teacher_views", type=options.not_negative_int, default=0, metavar="K",
+                       help="each picture has K fixed crops; the teacher embeds them once, before the first epoch, and "
+                            "is not run in the steps; 0, as published: a new crop each time, and the teacher in every "
+                            "step")
     group = options.add_data_options(parser)
     group.add_argument("--unlabelled", type=options.path, metavar="DIR",
                        help="train on all pictures in this folder and below it, without labels; --dataset and --data "
@@ -118,6 +125,13 @@ def check(args, given):
             options.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
     if args.teacher_load is None:
         raise UsageError("--teacher_load is missing: the weights of the teacher, a best.pth of run.py")
+    of_maps = [term.name for term in terms if term.way.needs_maps]
+    if args.teacher_views and of_maps:
+        raise UsageError("--{}_ratio needs the maps of the teacher's stages, and --teacher_views keeps its embeddings "
+                         "only; leave one of them out".format(of_maps[0]))
+    if 0 < args.teacher_views < args.views:
+        raise UsageError("--teacher_views {} are fewer crops than --views {} takes of a picture; take at least as many"
+                         .format(args.teacher_views, args.views))
     needing = ["--{}_ratio".format(term.name) for term in terms if term.way.needs_pairs]
     if args.unlabelled is not None:
         options.refuse_idle(given, ("num_image_per_class", "no_train_recall"), "with --unlabelled")
@@ -128,12 +142,17 @@ def check(args, given):
 
 
 def build_step(student, teacher, args):
-    """Return the training step: (this rank's pictures and labels) -> {name of term: its ratio times its value}."""
+    """Return the training step: (this rank's pictures and labels) -> {name of term: its ratio times its value}.
+
+    With ``--teacher_views`` it gets the teacher's embeddings of these pictures, too, and doesn't call the teacher.
+    """
     terms = [(term, getattr(args, term.name + "_ratio"), term.build(args)) for term in chosen(args)]
 
-    def step(images, labels):
-        with torch.no_grad():
-            *teacher_stages, _pooled, teacher_embeddings = teacher(images, True)
+    def step(images, labels, teacher_embeddings=None):
+        teacher_stages = None
+        if teacher_embeddings is None:
+            with torch.no_grad():
+                *teacher_stages, _pooled, teacher_embeddings = teacher(images, True)
         *stages, _pooled, embeddings = student(images, True)
         batch = Batch(student=ranks.gathered(embeddings, args.batch),
                       teacher=ranks.gathered(teacher_embeddings, args.batch), labels=ranks.gathered(labels, args.batch),
@@ -154,6 +173,9 @@ def train(command):
         if not run.is_resumed:
             evaluate_splits(teacher, data.evaluation, run.args.recall, run.device, epoch=0)
         teacher = frozen(run, teacher)  # in evaluation mode, without gradients
+        if run.args.teacher_views:
+            draw_from_teacher_views(run, teacher, data)
+            teacher = None  # it needs no memory any more
         student.linear.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
         model = for_steps(run, student)
         # Fit.

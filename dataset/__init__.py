@@ -2,6 +2,7 @@
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
+from dataset.crops import CROPS, FixedCrops, RandomCrops
 from dataset.cub200 import CUB2011Metric
 from dataset.decoding import RESIZES, BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
@@ -9,10 +10,11 @@ from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resiz
 from dataset.unlabelled import UnlabelledPictures, shared_files
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
-__all__ = ["DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
-           "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError", "EvaluationLoader",
-           "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size", "open_pictures",
-           "load_splits", "passed_over", "shared_files", "shown", "usable_cores", "workers_that_fit"]
+__all__ = ["CROPS", "DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "FixedCrops", "ImageSet",
+           "CUB2011Metric", "FolderMetric", "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS",
+           "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized",
+           "resized_size", "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores",
+           "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}

@@ -18,7 +18,7 @@ from dataset.decoding import BrokenPicturesError, DecodedPictures, Pictures, for
 from dataset.files import locked, remove_remains, replaced_file
 from dataset.pictures import DatasetError, UnreadablePicture, checksum_of, shown
 
-__all__ = ["CachedPictures", "open_pictures", "read_contents", "users_cache", "gigabytes"]
+__all__ = ["CachedPictures", "open_pictures", "read_contents", "users_cache", "gigabytes", "lack_of_room"]
 
 FOLDER = ".rkd-cache"
 SUFFIX, CONTENTS = ".uint8", ".json"
@@ -32,11 +32,15 @@ class CachedPictures(Pictures):
 
     Args:
         path: of the cache. side: of its pictures. contents: what ``read_contents`` gives.
+
+    Attributes:
+        path: as given. folder: where the pictures' files are.
     """
 
     def __init__(self, path, side, contents):
         super().__init__(len(contents["checksums"]), contents["broken"])
         self.path = path
+        self.folder = contents["folder"]
         self.shape = (self.count, side, side, 3)
         self._checksums = contents["checksums"]
         self._array = None
@@ -94,11 +98,9 @@ def open_pictures(paths, side, where="auto", beside=None, description="pictures"
             with locked(path + ".lock"):
                 contents = _contents_of(path, needed, decoded)
                 if contents is None:
-                    free = shutil.disk_usage(folder).free - (LEFT_FREE if automatic else 0)
-                    if free < needed:
-                        reason = "{} needed in {}, {} free{}".format(
-                            gigabytes(needed), folder, gigabytes(max(free, 0)),
-                            " beside a reserve of {}".format(gigabytes(LEFT_FREE)) if automatic else "")
+                    lack = lack_of_room(folder, needed, automatic)
+                    if lack:
+                        reason = lack
                         continue
                     contents = _make(decoded, path, description, skip_broken)
                     print("Cache: {}, decoded once: {} in {}{}".format(
@@ -134,6 +136,17 @@ def users_cache():
 
 def gigabytes(count):
     return "{:.2f} GB".format(count / 1e9)
+
+
+def lack_of_room(folder, needed, automatic):
+    """Return in words that a folder's disk has less than ``needed`` bytes free, beside a reserve if the place is chosen
+    by itself (``automatic``); None if it has them."""
+    free = shutil.disk_usage(folder).free - (LEFT_FREE if automatic else 0)
+    if free >= needed:
+        return None
+    return "{} needed in {}, {} free{}".format(
+        gigabytes(needed), folder, gigabytes(max(free, 0)),
+        " beside a reserve of {}".format(gigabytes(LEFT_FREE)) if automatic else "")
 
 
 def _name(decoded):

@@ -1,4 +1,4 @@
-r"""List the caches of decoded pictures, or remove them.
+r"""List the caches of decoded pictures, and of a teacher's embeddings of their crops, or remove them.
 
 (in this project's folder)
   python3 -m dataset.caches                 those in ./data, and all in the user's cache directory
@@ -15,13 +15,15 @@ import sys
 import time
 
 from dataset.cache import FOLDER, SUFFIX, gigabytes, read_contents, users_cache
+from dataset.croptable import TABLE_SUFFIX, read_table_contents
 from dataset.files import locked
 from dataset.pictures import shown
 
 __all__ = ["main"]
 
 # A cache, what says what is in it (in earlier versions .broken), and what is left of making one that was killed.
-NAME = re.compile("([0-9a-f]{32}" + re.escape(SUFFIX) + r")(\.json|\.broken)?(\.[0-9]+\.tmp)?")
+NAME = re.compile("([0-9a-f]{{32}}(?:{}|{}))".format(re.escape(SUFFIX), re.escape(TABLE_SUFFIX))
+                  + r"(\.json|\.broken)?(\.[0-9]+\.tmp)?")
 
 
 def caches_in(folder):
@@ -40,6 +42,11 @@ def files_of(path):
                   if found and found.group(1) == cache)
 
 
+def contents_of(path):
+    """Return what is in the cache ``path``, a dict with at least ``folder``; None if nothing says so."""
+    return read_table_contents(path) if path.endswith(TABLE_SUFFIX) else read_contents(path)
+
+
 def describe(path, contents):
     """Return a line about a cache."""
     size = 0
@@ -50,6 +57,10 @@ def describe(path, contents):
         return "{:>9}  not whole, or of another version  {}".format(gigabytes(size), shown(path))
     made = time.strftime("%Y-%m-%d", time.localtime(os.path.getmtime(path)))
     where = shown(contents["folder"]) + ("" if os.path.isdir(contents["folder"]) else " (gone)")
+    if "shape" in contents:
+        crops, pictures, dimensions = contents["shape"]
+        return "{:>9}  {} x {} numbers of {} pictures in {}, {}, computed {}  {}".format(
+            gigabytes(size), crops, dimensions, pictures, where, shown(contents["what"]), made, shown(path))
     return "{:>9}  {} pictures of {} x {} in {}, decoded {}  {}".format(
         gigabytes(size), len(contents["checksums"]), contents["side"], contents["side"], where, made, shown(path))
 
@@ -78,11 +89,11 @@ def main(argv=None):
     try:
         found = [path for place in places for path in caches_in(place)]
         found += [path for path in caches_in(users_cache())
-                  if not args.folders or _is_of(read_contents(path), folders)]
+                  if not args.folders or _is_of(contents_of(path), folders)]
     except OSError as error:
         parser.error("{}: can't be read ({})".format(shown(error.filename), error.strerror))
     for path in found:
-        print(describe(path, read_contents(path)) + ("  " + remove(path) if args.clear else ""))
+        print(describe(path, contents_of(path)) + ("  " + remove(path) if args.clear else ""))
     for place in places if args.clear else []:
         if os.path.basename(place) == FOLDER:
             with contextlib.suppress(OSError):  # there is no such folder, or something else is in it

@@ -1,11 +1,13 @@
 """Open the pictures of a run: find them, check that they fit the job, decode them once, make the loaders."""
 import collections
+import functools
 import os
 
-from dataset import (EvaluationLoader, TrainLoader, load_splits, open_pictures, passed_over, resized_size, shared_files,
-                     shown, workers_that_fit)
+from dataset import (EvaluationLoader, RandomCrops, TrainLoader, load_splits, open_pictures, passed_over, resized_size,
+                     shared_files, shown, workers_that_fit)
 from engine import ranks
 from engine.errors import UsageError
+from engine.options import as_factor
 from metric.batchsampler import NPairs, Uniform
 
 SHOWN_CLASSES = 3
@@ -13,11 +15,12 @@ SHOWN_LINES = 10
 SHOWN_KINDS = 20
 NAMES = {"train": "training", "test": "test"}
 
-Data = collections.namedtuple("Data", "batches evaluation")
+Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
 labels; None where nothing is trained.
 evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall, and where training
 pictures have no labels, the second only.
+training: what draws crops -> an ``EvaluationLoader`` of the training set with these; None where nothing is trained.
 """
 
 
@@ -63,16 +66,20 @@ def _take_note(run, splits, pictures, lines):
 def _loaders(run, splits, pictures, measured):
     """Return the ``Data`` of open pictures."""
     args, pinned, size = run.args, run.device.type != "cpu", -(-run.args.batch // ranks.count())
-    workers, batches = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None
+    workers, batches, training = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None, None
+
+    def every(split, crops=None):
+        return EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
+                                ranks.span(len(splits[split])), crops)
+
     if run.trains:
-        train = splits["train"]
-        drawn = (NPairs(train, args.batch, args.num_image_per_class, args.iter_per_epoch, args.seed)
-                 if train.has_labels else Uniform(len(train), args.batch, args.iter_per_epoch, args.seed))
-        batches = TrainLoader(train, drawn, args.image_size, args.seed, workers, pinned,
-                              pictures["train"], ranks.span(args.batch))
-    return Data(batches, {
-        split: EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
-                                ranks.span(len(splits[split]))) for split in measured})
+        train, drawn = splits["train"], args.batch // args.views
+        sampler = (NPairs(train, drawn, args.num_image_per_class, args.iter_per_epoch, args.seed)
+                   if train.has_labels else Uniform(len(train), drawn, args.iter_per_epoch, args.seed))
+        batches = TrainLoader(train, sampler, args.image_size, args.seed, workers, pinned,
+                              pictures["train"], ranks.span(args.batch), RandomCrops(args.crop, args.views))
+        training = functools.partial(every, "train")
+    return Data(batches, {split: every(split) for split in measured}, training)
 
 
 def _name(split):
@@ -144,7 +151,7 @@ def _check(splits, run, measured):
               "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
     for split, images in splits.items():
         if not images.has_labels:
-            _check_unlabelled(images, [other for other in splits.values() if other is not images], args.batch)
+            _check_unlabelled(images, [other for other in splits.values() if other is not images], args)
             continue
         name = NAMES[split]
         if len(images.classes) < 2:
@@ -160,18 +167,19 @@ def _check(splits, run, measured):
         if single:
             _check_single(split, single, len(counts), run.needs_pairs and split == "train")
         most = sum(min(args.num_image_per_class, count) for count in counts.values())
-        if run.trains and split == "train" and args.batch > most:
+        if run.trains and split == "train" and args.batch > most * args.views:
             raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
-                             "{} make {}; lower the one or raise the other".format(
-                                 args.batch, len(counts), args.num_image_per_class, most))
+                             "{}{} make {}; lower the one or raise the other".format(
+                                 args.batch, len(counts), args.num_image_per_class,
+                                 as_factor(args.views), most * args.views))
 
 
-def _check_unlabelled(images, others, batch):
+def _check_unlabelled(images, others, args):
     """Refuse fewer pictures without labels than a batch takes; warn of those that are in ``others``, too, the sets that
     are measured."""
-    if batch > len(images):
-        raise UsageError("--batch {} is more than the {} pictures in {}; lower it or add pictures".format(
-            batch, len(images), shown(images.directory)))
+    if args.batch > len(images) * args.views:
+        raise UsageError("--batch {}{} is more than the {} pictures in {}; lower it or add pictures".format(
+            args.batch, as_factor(args.views), len(images), shown(images.directory)))
     shared = shared_files(images, others) if ranks.is_first() else 0
     if shared:
         print("Warning: {} of {} test pictures are also among those that are trained on; no label is used, but the "

@@ -1,4 +1,4 @@
-"""The epoch loop. It takes a step function (pictures, labels -> named loss terms) and does everything else."""
+"""The epoch loop. It takes a step function (a batch -> named loss terms) and does everything else."""
 import collections
 import time
 
@@ -21,7 +21,8 @@ Job = collections.namedtuple("Job", "run data network step printed_bests")
 Job.__doc__ = """What ``fit`` needs.
 
 run: a ``settle.Run``. data: its ``Data``. network: what is trained and measured.
-step: (pictures, labels) on the device -> {name: loss term}; their sum is minimised.
+step: (pictures, labels) on the device, or with --teacher_views (pictures, labels, teacher's embeddings) -> {name: loss
+term}; their sum is minimised.
 printed_bests: [(name of a best recall in what is printed, its name in result.txt, split)]. What is kept as best.pth
 follows the test recall alone; see ``RunRecord``.
 """
@@ -108,12 +109,12 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
               disable=None if ranks.is_first() else True) as bar:
         while progress.batch < count:
             asked = time.perf_counter()
-            images, labels = next(batches)
+            batch = next(batches)
             arrived = time.perf_counter()
             stop_if_interrupted()
             progress.waited += arrived - asked
             progress.waited_for_ranks += time.perf_counter() - arrived
-            loss, terms = _make_step(training, step, images, labels)
+            loss, terms = _make_step(training, step, batch)
             progress.add(loss, terms)
             progress.pictures += loader.batch_size
             unchecked.append(loss)
@@ -130,11 +131,11 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     training.schedule.step()
 
 
-def _make_step(training, step, images, labels):
+def _make_step(training, step, batch):
     """Make one step of the optimiser; return the loss and its terms, {name: scalar}, on the device."""
     device, optimizer, scaler = training.device, training.optimizer, training.precision.scaler
     with training.precision.autocast():
-        terms = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+        terms = step(*(part.to(device, non_blocking=True) for part in batch))
         loss = sum(terms.values())
     optimizer.zero_grad(set_to_none=True)
     if scaler is None:

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 
-from dataset import DATASETS, RESIZES, default_workers, usable_cores
+from dataset import CROPS, DATASETS, RESIZES, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
@@ -106,6 +106,10 @@ def add_data_options(parser):
                        help="square: the whole picture is squeezed into a square, as in RKD's code; short: the short "
                             "side becomes 8/7 of --image_size and the middle square is kept, as in most other papers "
                             "on metric learning")
+    group.add_argument("--crop", choices=tuple(CROPS), default="fixed",
+                       help="training crops. fixed: a window of --image_size, as in the paper; resized: a window of 16 "
+                            "to 100 %% of the area with sides of 3:4 to 4:3, resized to --image_size, as in Kim et "
+                            "al., Embedding Transfer with Label Relaxation, CVPR 2021")
     group.add_argument("--workers", type=_whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
@@ -145,7 +149,11 @@ def add_pretrained_options(group):
 
 def add_batch_options(parser):
     group = parser.add_argument_group("batches")
-    group.add_argument("--batch", type=positive_int, default=64, metavar="N", help="pictures in a batch")
+    group.add_argument("--batch", type=positive_int, default=64, metavar="N",
+                       help="rows of a batch: pictures, or with --views crops of them")
+    group.add_argument("--views", type=positive_int, default=1, metavar="N",
+                       help="crops of each picture in a training batch, which then holds --batch / N pictures; 1 as in "
+                            "the paper; Kim et al., CVPR 2021 (see --crop), take 2")
     group.add_argument("--num_image_per_class", type=positive_int, default=5, metavar="N",
                        help="pictures of each class in a training batch")
     group.add_argument("--iter_per_epoch", type=positive_int, default=100, metavar="N", help="batches in an epoch")
@@ -233,8 +241,11 @@ def check_data(args):
 
 
 def check_batches(args, needs_pairs):
-    """Refuse (UsageError) training batches of a single picture or, where pictures have labels, those that hold only one
-    class or, where the loss needs pairs, none."""
+    """Refuse (UsageError) training batches that don't hold all views of each picture, batches of a single picture or,
+    where pictures have labels, those that hold only one class or, where the loss needs pairs, none."""
+    if args.batch % args.views:
+        raise UsageError("--batch {} can't be divided into --views {} of each picture; take a batch of {}".format(
+            args.batch, args.views, args.batch + args.views - args.batch % args.views))
     if getattr(args, "unlabelled", None) is not None:
         if args.batch < 2:
             raise UsageError("--batch 1 holds no two pictures to compare; take at least 2")
@@ -242,6 +253,12 @@ def check_batches(args, needs_pairs):
     if needs_pairs and args.num_image_per_class < 2:
         raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "
                          "such pairs; take at least 2")
-    if args.batch <= args.num_image_per_class:
-        raise UsageError("--batch {} with --num_image_per_class {} is smaller than 2 classes; take a batch of at least "
-                         "{}".format(args.batch, args.num_image_per_class, 2 * args.num_image_per_class))
+    in_class = args.views * args.num_image_per_class
+    if args.batch <= in_class:
+        raise UsageError("--batch {} with --num_image_per_class {}{} is smaller than 2 classes; take a batch of at "
+                         "least {}".format(args.batch, args.num_image_per_class, as_factor(args.views), 2 * in_class))
+
+
+def as_factor(views):
+    """Return the words on ``--views`` in a message about the size of batches."""
+    return "" if views == 1 else " and --views {}".format(views)

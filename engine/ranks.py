@@ -135,6 +135,11 @@ def _largest(value):
     return int(value)
 
 
+def any_of(flag):
+    """Return on every rank whether ``flag`` is true on any."""
+    return bool(flag if count() == 1 else _largest(int(flag)))
+
+
 def spans(total):
     """Return [(start, stop)] of the ranks' parts of ``total`` things: consecutive, their sizes differ by 1 at most."""
     bounds = [total * rank // count() for rank in range(count() + 1)]

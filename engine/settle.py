@@ -20,7 +20,7 @@ Run = collections.namedtuple("Run", "args trains needs_pairs device precision fi
 Run.__doc__ = """What a command does.
 
 args: all options, a namedtuple. trains: whether it trains, or only measures.
-needs_pairs: whether the loss needs two pictures of a class.
+needs_pairs: whether the loss needs two pictures of a class; two views of one picture are such a pair, too.
 device, precision: a ``torch.device`` and a ``Precision``.
 files: {prefix of a network's options: its ``NetworkFile``}, of those that are read.
 pretrained: path of the backbone's weights, or None.
@@ -50,7 +50,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
             ranks.from_first(lambda: held.enter_context(held_directory(args.save_dir)))
         saved = saved_run(command, args) if trains else None
         check_shared(args, given, trains)
-        needs_pairs = check(args, given)
+        needs_pairs = check(args, given) and args.views < 2
         if trains:
             check_batches(args, needs_pairs)
         files = {}

@@ -191,6 +191,9 @@ def _assert_same_epoch(tmp_path, count, script, argv, tolerance):
     (3, "run_distill", ["--angle_ratio", "2"]),
     (2, "run_distill", ["--dark_ratio", "0.1"]),
     (3, "run_distill", ["--at_ratio", "100"]),
+    (2, "run", ["--sample", "all", "--crop", "resized", "--views", "2"]),
+    (3, "run_distill", ["--dist_ratio", "1", "--crop", "resized", "--views", "2", "--teacher_views", "3", "--cache",
+                        "off"]),
 ], ids=str)
 def test_an_epoch_is_that_of_one_process(pictures, pair, tmp_path, count, script, terms):
     more = ["--teacher_load", pair / "best.pth"] if script == "run_distill" else []
