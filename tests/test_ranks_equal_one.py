@@ -10,7 +10,7 @@ import run
 import run_distill
 from conftest import argv_for, distil_for, make_pictures, options_for
 from dataset import EvaluationLoader, FolderMetric
-from engine import loop, ranks
+from engine import ranks
 from engine.batchnorm import synchronised
 from engine.evaluation import embed
 from metric import pairsampler
@@ -153,13 +153,7 @@ def pair(pictures, tmp_path_factory):
     return directory / "run"
 
 
-def _train_with_sgd(script, argv):
-    """Adam turns a gradient of nearly 0 into a whole step of either sign; plain descent shows how close runs are."""
-    def make_optimizer(parameters, lr, *schedule):
-        optimizer = torch.optim.SGD(parameters, lr=lr)
-        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [100])
-
-    loop.make_optimizer = make_optimizer
+def _train(script, argv):
     sys.stdout = open(os.devnull, "w")
     assert {"run": run, "run_distill": run_distill}[script].main(argv) == 0
 
@@ -175,12 +169,13 @@ def _train_with_sgd(script, argv):
     (3, "run_distill", ["--at_ratio", "100"]),
 ], ids=str)
 def test_an_epoch_is_that_of_one_process(pictures, pair, tmp_path, count, script, terms):
-    # Few steps: where a triplet's hinge lies on the last digit, two runs part for good.
-    fixed = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--precision", "fp32"] + terms
+    # Few steps: where a triplet's hinge lies on the last digit, two runs part for good. And Adam turns a gradient of
+    # nearly 0 into a whole step of either sign; SGD shows how close runs are.
+    fixed = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--optimizer", "sgd", "--precision", "fp32"] + terms
     if script == "run_distill":
         fixed += ["--teacher_load", str(pair / "best.pth")]
     for name, processes in (("alone", 1), ("several", count)):
-        call_in_ranks(processes, _train_with_sgd, script, options_for(
+        call_in_ranks(processes, _train, script, options_for(
             pictures, *fixed, "--save_dir", str(tmp_path / name)))
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
             for name in ("alone", "several")]

@@ -10,7 +10,7 @@ from engine.rundir.state import read_state
 
 # Sets of options. Commands that differ in these only are for the same run.
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
-                       "overwrite", "save_dir"}
+                       "overwrite", "save_dir", "recipe"}
 # A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
 MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "teacher_load"}
 # A run that goes on takes these from the command line or this machine, never from its state.
@@ -54,7 +54,8 @@ def _saved_run(command, args):
     if saved["script"] != command.script:
         raise UsageError("{} is of {}; go on with that script".format(path, saved["script"]))
     wanted = {name: getattr(args, name) for name in command.given}
-    differing = _differences(saved["options"], wanted, MAY_CHANGE_ON_RESUME)
+    # A run of an earlier version was made as today's defaults say, where it doesn't know an option.
+    differing = _differences({**command.defaults, **saved["options"]}, wanted, MAY_CHANGE_ON_RESUME)
     if differing:
         raise UsageError("--save_dir {} holds a run with other options ({}); leave them out to go on with it, or give "
                          "this run a directory of its own".format(args.save_dir, differing))
@@ -65,6 +66,9 @@ def _saved_run(command, args):
     if options["epochs"] < done + has_begun:
         raise UsageError("--epochs {}: the run in {} has done {} already{}".format(
             options["epochs"], args.save_dir, done, " and begun the next one" if has_begun else ""))
+    if options["schedule"] == "cosine" and options["epochs"] != saved["options"]["epochs"]:
+        print("Note: from here on the learning rate follows a cosine over {} epochs; before it was one over {}".format(
+            options["epochs"], saved["options"]["epochs"]), flush=True)
     return saved, options
 
 
