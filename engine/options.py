@@ -161,7 +161,7 @@ def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
     group = parser.add_argument_group("optimisation (the defaults are those of RKD)")
     group.add_argument("--recipe", type=path, metavar="FILE",
                        help="take options from a JSON file, {\"lr\": 0.001, ...} or the config.json of another run "
-                            "(without its directory and its machine); what the command line gives wins; docs/recipes.md")
+                            "(without its directory and its machine); the command line wins; see docs/recipes.md")
     group.add_argument("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
     group.add_argument("--eval_every", type=positive_int, default=1, metavar="N",
                        help="measure after every N-th epoch, and after the last")

@@ -15,8 +15,6 @@ import subprocess
 import sys
 import time
 
-import torch
-
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
 for folder in (TESTS, ROOT):
