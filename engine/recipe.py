@@ -80,7 +80,7 @@ def _value(parser, action, stated, path):
     # No command line can hold a zero byte.
     if isinstance(stated, list) == is_list and items and all(_kind(item) and "\0" not in str(item) for item in items):
         if isinstance(action, argparse._StoreTrueAction):
-            found = items
+            found = items if isinstance(stated, bool) else None
         else:
             found = [_as_if_typed(parser, action.dest, item, path) for item in items]
             found = sum(found, []) if is_list else found
