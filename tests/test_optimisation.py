@@ -68,16 +68,16 @@ def test_the_cosine_is_torchs():
 
 
 def training(*words, scaler=None):
-    """Return (a ``Training`` of a small network with these options, its training step, pictures, labels)."""
+    """Return (a ``Training`` of a small network with these options, its training step, pictures, what they are to
+    become)."""
     torch.manual_seed(0)
     network, args = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 4, False), options(*words)
     groups = parameter_groups(network, args)
     optimizer, precision = make_optimizer(groups, args), Precision("fp32", CPU)
     precision.scaler = scaler
-    target = torch.randn(6, 4)
-    images = torch.rand(6, 3, 32, 32)
     made = Training(network, optimizer, Schedule(network, optimizer, groups, args), precision, CPU)
-    return made, lambda images, labels: {"square": (network(images) - target).pow(2).mean()}, images, torch.zeros(6)
+    return (made, lambda images, targets: {"square": (network(images) - targets).pow(2).mean()},
+            torch.rand(6, 3, 32, 32), torch.randn(6, 4))
 
 
 def steps(made, epoch, count=2):
@@ -93,14 +93,14 @@ def steps(made, epoch, count=2):
 @pytest.mark.parametrize("head_lr", [1, 10])
 def test_a_step_is_that_of_torchs_optimiser(name, theirs, head_lr):
     made = training("--optimizer", name, "--lr", "1e-3", "--weight_decay", "0.1", "--head_lr", head_lr)
+    _, _, images, targets = made
     network = copy.deepcopy(made[0].network).train()
     optimizer = theirs([{"params": network.base.parameters(), "lr": 1e-3},
                         {"params": network.linear.parameters(), "lr": head_lr * 1e-3}])
     steps(made, 1)
-    target = made[1].__closure__[1].cell_contents
     for _ in range(2):
         optimizer.zero_grad()
-        (network(made[2]) - target).pow(2).mean().backward()
+        (network(images) - targets).pow(2).mean().backward()
         optimizer.step()
     assert len(made[0].optimizer.param_groups) == (1 if head_lr == 1 else 2)
     for (where, expected), found in zip(network.state_dict().items(), made[0].network.state_dict().values()):
@@ -206,7 +206,7 @@ def test_the_log_has_the_rate_of_the_backbone(undisturbed):
     assert rate == [None, 5e-4, 1e-3, pytest.approx(0.75e-3), pytest.approx(0.25e-3)]
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5])  # two steps an epoch
+@pytest.mark.parametrize("step", [2, 3])  # two steps an epoch; in the second one the backbone is trained, too
 def test_with_everything_on_a_run_goes_on_as_if_nothing_had_happened(pictures, undisturbed, tmp_path, step):
     directory = tmp_path / "run"
     assert complete("run", all_on(pictures, directory), tmp_path / "out", at_step, step, signal.raise_signal,
@@ -248,11 +248,9 @@ def _train(argv):
 def test_with_everything_on_two_processes_are_one(pictures, tmp_path):
     # Adam turns a gradient of nearly 0 into a whole step of either sign; SGD shows how close runs are.
     fixed = ["--precision", "fp32", "--optimizer", "sgd"] + ALL[2:]
-    for name, count, epochs in (("alone", 1, 3), ("two", 2, 3), ("head", 2, 1)):
-        more = ["--epochs", str(epochs), "--save_dir", str(tmp_path / name)]
-        if name == "head":
-            more += ["--warmup_epochs", "0"]
-        call_in_ranks(count, _train, options_for(pictures, *fixed, *more))
+    for name, count, more in (("alone", 1, ["--epochs", "3"]), ("two", 2, ["--epochs", "3"]),
+                              ("head", 2, ["--epochs", "1", "--warmup_epochs", "0"])):
+        call_in_ranks(count, _train, options_for(pictures, *fixed, *more, "--save_dir", tmp_path / name))
     alone, two, head = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "two", "head"))
     torch.manual_seed(0)
     start = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 8, True).state_dict()
@@ -264,6 +262,5 @@ def test_with_everything_on_two_processes_are_one(pictures, tmp_path):
 
 
 def test_a_part_of_a_batch_may_be_a_single_picture_where_batchnorm_is_frozen(pictures, tmp_path):
-    argv = options_for(pictures, "--epochs", "1", "--batch", "4", "--num_image_per_class", "2", "--sample", "random")
-    assert codes(start_ranks(3, "run", argv, tmp_path / "out")) == [2] * 3
-    assert codes(start_ranks(3, "run", argv + ["--freeze_bn"], tmp_path / "out")) == [0] * 3
+    argv = options_for(pictures, "--epochs", "1", "--batch", "4", "--num_image_per_class", "2", "--freeze_bn")
+    assert codes(start_ranks(3, "run", argv, tmp_path / "out")) == [0] * 3
