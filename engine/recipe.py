@@ -28,8 +28,8 @@ def parse_with_recipe(parser, argv=None):
     path, args = command.args.recipe, command.args
     if path is None:
         return command
-    values, is_config = _read(parser, path, command.defaults)
-    values = {name: value for name, value in values.items() if name not in _decided(command.given)}
+    (values, is_config), decided = _read(parser, path, command.defaults), _decided(command.given)
+    values = {name: value for name, value in values.items() if name not in decided}
     changes = {name: value for name, value in values.items() if value != command.defaults[name]}
     for name, value in values.items():
         setattr(args, name, value)
