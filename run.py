@@ -20,13 +20,13 @@ from engine.errors import run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
 from engine.networks import for_steps, open_network
+from engine.recipe import parse_with_recipe
 from engine.settle import settled
 from metric.loss import LOSSES
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
-TRAINING_ONLY = ("sample", "loss", "margin", "lr", "lr_decay_epochs", "lr_decay_gamma", "num_image_per_class",
-                 "crop", "views", "epochs", "eval_every", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
-                 "overwrite", "sync_bn")
+TRAINING_ONLY = ("sample", "loss", "margin", "num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir",
+                 "resume", "checkpoint_every", "overwrite", "sync_bn") + options.OPTIMISATION
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -86,7 +86,7 @@ def train(command):
 
 def main(argv=None):
     def run_command():
-        command = options.parse(build_parser(), argv)
+        command = parse_with_recipe(build_parser(), argv)
         return measure(command) if command.args.mode == "eval" else train(command)
 
     return run_script("run.py", run_command)

@@ -21,6 +21,7 @@ from engine.errors import UsageError, run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
 from engine.networks import for_steps, frozen, open_network
+from engine.recipe import parse_with_recipe
 from engine.settle import settled
 from engine.teacherviews import draw_from_teacher_views
 from metric import loss as losses
@@ -184,7 +185,7 @@ def train(command):
 
 
 def main(argv=None):
-    return run_script("run_distill.py", lambda: train(options.parse(build_parser(), argv)))
+    return run_script("run_distill.py", lambda: train(parse_with_recipe(build_parser(), argv)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ import torch
 
 from common import main, parser
 
+import run_distill
 import textbook
 from dataset import EvaluationLoader, ImageSet, TrainLoader, default_workers, load_splits, open_pictures, resized_size
 from engine.device import place, resolve_device
 from engine.evaluation import evaluate_splits
 from engine.loop import train_epoch
+from engine.optimisation import Schedule, make_optimizer, parameter_groups
 from engine.precision import resolve_precision
-from engine.training import Progress, Training, make_optimizer
+from engine.training import Progress, Training
 from metric.batchsampler import NPairs
 from metric.loss import RKdAngle, RkdDistance
 from model import LinearEmbedding, build_backbone, fused
@@ -68,7 +70,10 @@ def our_epoch(args, device, precision_name):
     backbones = [build_backbone(name) for name in ("resnet18", "resnet50")]
     student = place(LinearEmbedding(backbones[0], 512, 64, False), device)
     teacher = place(fused(LinearEmbedding(backbones[1], 2048, 512, True)), device)
-    training = Training(student, *make_optimizer(student.parameters(), 1e-4, [40], 0.1), precision, device)
+    options = run_distill.build_parser().parse_args([])
+    groups = parameter_groups(student, options)
+    optimizer = make_optimizer(groups, options)
+    training = Training(student, optimizer, Schedule(student, optimizer, groups, options), precision, device)
     distance, angle = RkdDistance(), RKdAngle()
 
     def step(images, labels):

@@ -10,7 +10,8 @@ from engine import ranks
 from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
-from engine.training import Training, make_optimizer
+from engine.optimisation import Schedule, make_optimizer, parameter_groups
+from engine.training import Training
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
 BATCHES_BETWEEN_CHECKS = 20
@@ -35,11 +36,14 @@ def fit(job):
 
     Raises:
         TrainingError: a loss is not finite. Stopped: a signal came. DatasetError: a picture can't be read.
-        LoadingError: no batch comes. WeightsError: the state to go on from is damaged.
+        LoadingError: no batch comes. WeightsError: the state to go on from is damaged. UsageError: the network has not
+        the parts that the options are for.
     """
     run, args, record = job.run, job.run.args, job.run.record
-    optimizer, schedule = make_optimizer(job.network.parameters(), args.lr, args.lr_decay_epochs, args.lr_decay_gamma)
-    training = Training(job.network, optimizer, schedule, run.precision, run.device)
+    groups = parameter_groups(job.network, args)
+    optimizer = make_optimizer(groups, args)
+    training = Training(job.network, optimizer, Schedule(job.network, optimizer, groups, args), run.precision,
+                        run.device)
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
     def evaluate(epoch):
@@ -89,7 +93,7 @@ def _leave(record, training, progress):
 
 
 def train_epoch(training, step, loader, progress, record=None, checkpoint_every=None):
-    """Train on the batches of epoch ``progress.epoch`` that are still to come, and step the schedule at its end.
+    """Train on the batches of epoch ``progress.epoch`` that are still to come.
 
     Raises:
         TrainingError: a loss is not finite; the batch is named.
@@ -99,7 +103,7 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
     count = len(loader)
     if progress.batch == count:
         return  # the run was stopped in the evaluation of this epoch
-    training.network.train()
+    training.schedule.begin(progress.epoch)
     progress.lr = training.optimizer.param_groups[0]["lr"]
     every = 1 if training.device.type == "cpu" else BATCHES_BETWEEN_CHECKS
     unchecked = []
@@ -128,7 +132,6 @@ def train_epoch(training, step, loader, progress, record=None, checkpoint_every=
             if due:
                 record.write_state(training, progress)
     ranks.spread_buffers(training.network)
-    training.schedule.step()
 
 
 def _make_step(training, step, batch):
@@ -140,9 +143,11 @@ def _make_step(training, step, batch):
     optimizer.zero_grad(set_to_none=True)
     if scaler is None:
         loss.backward()
+        training.schedule.adjust_gradients()
         optimizer.step()
     else:
         scaler.scale(loss).backward()
+        training.schedule.adjust_gradients(scaler)
         scaler.step(optimizer)
         scaler.update()
     return loss.detach(), {name: term.detach() for name, term in terms.items()}

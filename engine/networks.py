@@ -8,7 +8,7 @@ from engine import ranks
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
 from engine.errors import UsageError
-from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed
+from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed, in_words
 from engine.rundir import CONFIG, read_config
 from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fused, read_weights, recognise
 
@@ -104,10 +104,9 @@ def adopt_data(args, given, file):
     changes = {name: value for name, value in taken.items() if getattr(args, name) != value}
     for name, value in changes.items():
         setattr(args, name, value)
-    words = ["--" + name if value is True else "--{} {}".format(name, value) for name, value in sorted(changes.items())]
-    if words:
+    if changes:
         source = os.path.join(os.path.dirname(file.path), CONFIG) if "dataset" in file.options else file.path
-        print("From {}: {}".format(source, ", ".join(words)))
+        print("From {}: {}".format(source, in_words(changes)))
 
 
 def tell_guesses(args, given, file, prefix="", with_data=False):

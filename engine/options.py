@@ -7,15 +7,20 @@ import sys
 
 from dataset import CROPS, DATASETS, RESIZES, default_workers, usable_cores
 from engine.errors import UsageError
+from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
 from model import BACKBONES
 
-Command = collections.namedtuple("Command", "script args given defaults")
-Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, and
-{name: value} of all that it would be without any."""
+Command = collections.namedtuple("Command", "script args given defaults excused")
+Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, by
+itself or in its --recipe, {name: value} of all that it would be without any, and the names of those given that may do
+nothing: they are in a recipe."""
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
+# What ``add_training_options`` adds.
+OPTIMISATION = ("recipe", "epochs", "eval_every", "optimizer", "weight_decay", "lr", "schedule", "lr_decay_epochs",
+                "lr_decay_gamma", "warmup_epochs", "head_epochs", "head_lr", "freeze_bn", "clip_grad")
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 # Beyond these an option is a typing error: the machine would run out of memory before the first step.
@@ -79,6 +84,12 @@ def as_typed(value):
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def in_words(values):
+    """Return {option: value} as it is typed, in order of the names, with commas."""
+    return ", ".join("--" + name if value is True else "--{} {}".format(name, as_typed(value))
+                     for name, value in sorted(values.items()))
 
 
 def _with(there, planned):
@@ -160,15 +171,42 @@ def add_batch_options(parser):
 
 
 def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
-    group = parser.add_argument_group("optimisation (Adam, weight decay 1e-5)")
+    group = parser.add_argument_group("optimisation (the defaults are those of RKD)")
+    group.add_argument("--recipe", type=path, metavar="FILE",
+                       help="take options from a JSON file, {\"lr\": 0.001, ...} or the config.json of another run "
+                            "(without its directory and its machine); the command line wins; see docs/recipes.md")
     group.add_argument("--epochs", type=positive_int, default=epochs, metavar="N", help="epochs")
     group.add_argument("--eval_every", type=positive_int, default=1, metavar="N",
                        help="measure after every N-th epoch, and after the last")
-    group.add_argument("--lr", type=positive_float, default=lr, help="learning rate")
+    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adam",
+                       help="adam: RKD; adamw: Proxy Anchor (Kim et al., CVPR 2020) and Label Relaxation (Kim et al., "
+                            "CVPR 2021); sgd: with momentum {}".format(MOMENTUM))
+    group.add_argument("--weight_decay", type=not_negative_float, default=1e-5, metavar="FACTOR",
+                       help="of all weights; adam and sgd add it times the weights to the gradient, adamw shrinks the "
+                            "weights; Proxy Anchor and Label Relaxation: 1e-4")
+    group.add_argument("--lr", type=positive_float, default=lr,
+                       help="learning rate; Proxy Anchor and Label Relaxation: 1e-4")
+    group.add_argument("--schedule", choices=tuple(SCHEDULES), default="step",
+                       help="of the learning rate, from epoch to epoch; step: see --lr_decay_epochs; cosine: to 0 over "
+                            "--epochs (Label Relaxation)")
     group.add_argument("--lr_decay_epochs", type=positive_int, nargs="+", default=lr_decay_epochs, metavar="EPOCH",
                        help="after these epochs the rate is multiplied by --lr_decay_gamma")
     group.add_argument("--lr_decay_gamma", type=positive_float, default=lr_decay_gamma, metavar="FACTOR",
                        help="see --lr_decay_epochs")
+    group.add_argument("--warmup_epochs", type=not_negative_int, default=0, metavar="N",
+                       help="in epoch e of the first N the rate is e / (N + 1) of what it would be (Goyal et al. 2017, "
+                            "arXiv:1706.02677, who raise it in every batch)")
+    group.add_argument("--head_epochs", type=not_negative_int, default=0, metavar="N",
+                       help="in the first N epochs train the head alone, on the backbone as it is in evaluation (Proxy "
+                            "Anchor: 1, with ResNet50 5)")
+    group.add_argument("--head_lr", type=positive_float, default=1, metavar="FACTOR",
+                       help="the head's rate is FACTOR times the backbone's, which is the one that is printed (10: "
+                            "lifted structured embedding, Song et al., CVPR 2016)")
+    group.add_argument("--freeze_bn", action="store_true",
+                       help="BatchNorm keeps the means and variances that the run starts with; its scale and shift are "
+                            "trained (Proxy Anchor)")
+    group.add_argument("--clip_grad", type=positive_float, metavar="NORM",
+                       help="scale the gradient down to this norm where it is longer (Pascanu et al., ICML 2013)")
 
 
 def add_run_options(parser):
@@ -202,11 +240,10 @@ def add_run_options(parser):
 def parse(parser, argv=None):
     """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser of a script."""
     args = parser.parse_args(argv)
-    args.recall = list(dict.fromkeys(args.recall))
     typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
     return Command(parser.prog, args, {action.dest for action in parser._actions
                                        if typed & set(action.option_strings)},
-                   {name: parser.get_default(name) for name in vars(args)})
+                   {name: parser.get_default(name) for name in vars(args)}, set())
 
 
 def refuse_idle(given, names, reason):
@@ -238,6 +275,17 @@ def check_data(args):
         raise UsageError("--dataset {} is not here yet; there are {}".format(args.dataset, ", ".join(DATASETS)))
     if args.download and not DATASETS[args.dataset].can_download:
         raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
+
+
+def check_training(args, given):
+    """Refuse (UsageError) options of the optimisation that don't fit together."""
+    if args.schedule == "cosine":
+        refuse_idle(given, ("lr_decay_epochs", "lr_decay_gamma"), "with --schedule cosine")
+    if args.warmup_epochs >= args.epochs:
+        raise UsageError("--warmup_epochs {} leaves none of --epochs {} at the whole rate; take fewer".format(
+            args.warmup_epochs, args.epochs))
+    if args.freeze_bn:
+        refuse_idle(given, ("sync_bn",), "with --freeze_bn: no statistics of a batch are used")
 
 
 def check_batches(args, needs_pairs):

@@ -11,7 +11,7 @@ from engine import ranks
 from engine.device import resolve_device, seed_everything, use_threads
 from engine.errors import UsageError
 from engine.networks import adopt_data, adopt_network, read_network_file, tell_guesses
-from engine.options import check_batches, check_data, check_shared
+from engine.options import check_batches, check_data, check_shared, check_training
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
 from model import pretrained_file
@@ -44,14 +44,16 @@ def settled(command, check, networks, data_options_from=None, trains=True):
     Raises:
         UsageError, DatasetError, WeightsError: it can't be done.
     """
-    args, given = copy.copy(command.args), command.given
+    args, given, checked = copy.copy(command.args), command.given, command.given - command.excused
+    args.recall = list(dict.fromkeys(args.recall))
     with ranks.joined(vars(args)), contextlib.ExitStack() as held:
         if trains:
             ranks.from_first(lambda: held.enter_context(held_directory(args.save_dir)))
         saved = saved_run(command, args) if trains else None
-        check_shared(args, given, trains)
-        needs_pairs = check(args, given) and args.views < 2
+        check_shared(args, checked, trains)
+        needs_pairs = check(args, checked) and args.views < 2
         if trains:
+            check_training(args, checked)
             check_batches(args, needs_pairs)
         files = {}
         for option, prefix in networks:
@@ -78,7 +80,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
 
 def _start(args, trains):
     """Seed every random source, print what the run will do, and return (device, ``Precision``)."""
-    count, least = ranks.count(), 2 if trains and not args.sync_bn else 1
+    count, least = ranks.count(), 2 if trains and not (args.sync_bn or args.freeze_bn) else 1
     if count > 1 and args.batch < least * count:
         raise UsageError("--batch {} is divided among {} processes; take at least {}{}".format(
             args.batch, count, least * count, "" if least == 1 else

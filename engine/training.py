@@ -8,15 +8,6 @@ import torch
 
 from model.compat import accelerator_rng_state, set_accelerator_rng_state
 
-WEIGHT_DECAY = 1e-5
-SCHEDULE = ("last_epoch", "base_lrs", "_last_lr", "_step_count")  # the rest of a schedule follows from the options
-
-
-def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
-    """Return (Adam, MultiStepLR); the schedule is stepped once at the end of each epoch."""
-    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(decay_epochs), decay_gamma)
-
 
 @dataclasses.dataclass
 class Progress:
@@ -57,8 +48,8 @@ class Training:
     """The network, its optimiser, the schedule, the scaler of its loss, and every random source.
 
     Args:
-        network, optimizer, schedule: as torch has them. precision: the ``Precision`` that a step runs in.
-        device: where the network is.
+        network, optimizer: as torch has them. schedule: the ``Schedule``, which follows from the options.
+        precision: the ``Precision`` that a step runs in. device: where the network is.
     """
 
     def __init__(self, network, optimizer, schedule, precision, device):
@@ -77,9 +68,8 @@ class Training:
 
     def capture(self):
         """Return {part: tensors on the CPU in plain containers} of everything but the network."""
-        scaler, schedule = self.precision.scaler, self.schedule.state_dict()
+        scaler = self.precision.scaler
         return {"optimizer": on_cpu(self.optimizer.state_dict()), "random": _random_state(self.device),
-                "schedule": {name: schedule[name] for name in SCHEDULE},
                 "scaler": None if scaler is None else scaler.state_dict()}
 
     def restore(self, part, saved):
@@ -88,8 +78,6 @@ class Training:
             self.network.load_state_dict(saved)
         elif part == "optimizer":
             self.optimizer.load_state_dict(saved)
-        elif part == "schedule":
-            self.schedule.load_state_dict({name: saved[name] for name in SCHEDULE})
         elif part == "scaler" and self.precision.scaler is not None and saved is not None:
             self.precision.scaler.load_state_dict(saved)
         elif part == "random":

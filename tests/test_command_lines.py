@@ -22,12 +22,13 @@ ODD = ["", " ", "-1", "0", "1", "2", "3", "8", "33", "1.5", "1e-3", "-0.0", "1e4
 PATHS = ["set", "run", "run/best.pth", "run/checkpoint.pth", "run/config.json", "new", "new/deep", "missing.pth",
          ".", "/dev/null", "/proc/version", "file", "file/below", "x" * 300, "weights.pth"]
 # A run of ages, a compiler of a minute, 1,920 drawn birds, a step that rightly ends in infinity: no subject here.
-LEFT_OUT = {"epochs": {"9" * 20}, "iter_per_epoch": {"9" * 20},
+LEFT_OUT = {"epochs": {"9" * 20}, "iter_per_epoch": {"9" * 20}, "head_lr": {"9" * 20}, "weight_decay": {"9" * 20},
             "lr": {"1", "2", "3", "8", "33", "1.5", "1_0", "9" * 20, "\uff11"}}
 SENSIBLE = {"l2normalize": ["true", "false"], "teacher_l2normalize": ["true"], "embedding_size": ["8", "3"],
             "image_size": ["33", "40"], "workers": ["0", "1"], "device": ["cpu", "auto"],
             "cache": ["auto", "off", "new"], "pretrained": ["none"], "data": ["set"], "load": ["weights.pth"],
-            "save_dir": ["new", "new/deep", "run"], "lr": ["1e-3"], "batch": ["8", "6"]}
+            "save_dir": ["new", "new/deep", "run"], "lr": ["1e-3"], "recipe": ["run/config.json"],
+            "batch": ["8", "6"]}
 FLAGS_LEFT_OUT = {"compile"}
 
 

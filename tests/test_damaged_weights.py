@@ -84,13 +84,12 @@ PLACES = [  # in a state, what stands there instead, and what is said
     ("network.linear.weight", torch.zeros(9, WIDTH), "is damaged: its network"),
     ("network.linear.weight", REMOVED, "is damaged: its network"),
     ("optimizer.param_groups", [], "is damaged: its optimizer"),
-    ("schedule.last_epoch", REMOVED, "is damaged: its schedule"),
     ("random.torch", torch.zeros(3), "is damaged: its random"),
     ("progress.epoch", -5, "is damaged: its progress"),
     ("progress.sums", torch.ones(2), "is damaged: its progress"),
 ] + [(part, REMOVED, "is damaged: its {} ".format(part)) for part in PARTS
      if part not in ("version", "script", "network")] + [
-    (part, 5, "is damaged: its {} ".format(part)) for part in ("optimizer", "schedule", "random")]
+    (part, 5, "is damaged: its {} ".format(part)) for part in ("optimizer", "random")]
 
 
 def _put(state, place, value):

@@ -36,6 +36,15 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path):
+    """Return what the JSON file at ``path`` holds; None if it can't be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8-sig") as file:
+                return json.load(file)
+    return None
+
+
 def read_config(directory):
     """Return the config.json in ``directory``: a dict with a dict of ``options``, their paths as they hold today; None
     if there is none.
@@ -46,11 +55,7 @@ def read_config(directory):
     path = os.path.join(directory, CONFIG)
     if not os.path.lexists(path):
         return None
-    config = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                config = json.load(file)
+    config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
         raise WeightsError("{} is not a config.json of this project; mend or remove it, and give the options".format(
             path))

@@ -3,7 +3,7 @@ import contextlib
 import os
 
 # The options that are paths, and their values that are none.
-PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (),
+PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (), "recipe": (),
          "pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
 
 

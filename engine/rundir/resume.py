@@ -10,7 +10,7 @@ from engine.rundir.state import read_state
 
 # Sets of options. Commands that differ in these only are for the same run.
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
-                       "overwrite", "save_dir"}
+                       "overwrite", "save_dir", "recipe"}
 # A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
 MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "unlabelled", "teacher_load"}
 # A run that goes on takes these from the command line or this machine, never from its state.
@@ -66,6 +66,9 @@ def _saved_run(command, args):
     if options["epochs"] < done + has_begun:
         raise UsageError("--epochs {}: the run in {} has done {} already{}".format(
             options["epochs"], args.save_dir, done, " and begun the next one" if has_begun else ""))
+    if options["schedule"] == "cosine" and options["epochs"] != saved["options"]["epochs"]:
+        print("Note: from here on the learning rate follows a cosine over {} epochs; before it was one over {}".format(
+            options["epochs"], saved["options"]["epochs"]), flush=True)
     return saved, options
 
 

@@ -9,7 +9,7 @@ from model import WeightsError, check_finite, read_tensors
 
 VERSION = 5
 ADVICE = "put back a copy, or start again with --overwrite instead of --resume"
-TRAINING = ("optimizer", "schedule", "scaler", "random")  # the parts of ``Training.capture``
+TRAINING = ("optimizer", "scaler", "random")  # the parts of ``Training.capture``
 PARTS = ("version", "script", "options", "inputs", "data", "progress", "record", "log", "speed", "precision",
          "network") + TRAINING
 KINDS = dict(dict.fromkeys(("options", "inputs", "data", "progress", "record", "network"), dict), log=list, speed=list)

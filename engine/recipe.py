@@ -1,0 +1,102 @@
+"""Options from a file: ``--recipe``."""
+import argparse
+import difflib
+import json
+import os
+
+from engine import ranks
+from engine.errors import UsageError
+from engine.networks import NETWORK_OPTIONS
+from engine.options import as_typed, in_words, parse
+from engine.rundir import NOT_PART_OF_THE_RUN, found_again, read_json
+
+# A run's config.json has these, too; they say where it was made and how, not what it is.
+NOT_OF_A_RECIPE = NOT_PART_OF_THE_RUN | {"mode"}
+NETWORK_FILES = ("load", "teacher_load")
+
+
+def parse_with_recipe(parser, argv=None):
+    """Return the ``Command`` that ``argv`` (None: of this process) gives, with the options of its --recipe.
+
+    What the command line states wins. A network's file that it states also wins over the recipe's base, embedding size
+    and normalisation of this network.
+
+    Raises:
+        UsageError: the file is no recipe of this script; names the file and the option.
+    """
+    command = parse(parser, argv)
+    path, args = command.args.recipe, command.args
+    if path is None:
+        return command
+    (values, is_config), decided = _read(parser, path, command.defaults), _decided(command.given)
+    values = {name: value for name, value in values.items() if name not in decided}
+    changes = {name: value for name, value in values.items() if value != command.defaults[name]}
+    for name, value in values.items():
+        setattr(args, name, value)
+    if changes and ranks.is_first():
+        print("From {}: {}".format(path, in_words(changes)), flush=True)
+    # A config.json holds every option, and what it holds may be idle beside what was typed.
+    excused = set(values) if is_config else set(values) - set(changes)
+    return command._replace(given=command.given | set(values), excused=excused)
+
+
+def _decided(typed):
+    """Return the names of the options that the command line settles, by itself or by a network's file."""
+    prefixes = [option[:-len("load")] for option in NETWORK_FILES if option in typed]
+    return typed | {prefix + name for prefix in prefixes for name in NETWORK_OPTIONS}
+
+
+def _read(parser, path, defaults):
+    """Return ({option: value} of the recipe at ``path``, whether it is a run's config.json)."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UsageError("--recipe {}: no such file, or not one of options in JSON, like {{\"lr\": 0.001}} or a run's "
+                         "config.json".format(path))
+    is_config = isinstance(content.get("options"), dict)
+    if is_config and content.get("script") != parser.prog:
+        raise UsageError("--recipe {}: this is a config.json of {}, and {} has other options".format(
+            path, content.get("script"), parser.prog))
+    stated = found_again(content["options"], os.path.dirname(path)) if is_config else content
+    actions = {action.dest: action for action in parser._actions if action.dest in defaults}
+    values = {}
+    for name, value in stated.items():
+        if name not in actions:
+            near = difflib.get_close_matches(name, sorted(actions))
+            raise UsageError("--recipe {}: {} has no option {!r}{}".format(
+                path, parser.prog, name, "; did you mean {}?".format(" or ".join(near)) if near else ""))
+        if name in NOT_OF_A_RECIPE:
+            if not is_config:
+                raise UsageError("--recipe {}: --{} is no part of a recipe; give it on the command line".format(
+                    path, name))
+        elif value is not None or defaults[name] is not None:  # null is "not given", where that is the default
+            values[name] = _value(parser, actions[name], value, path)
+    return values, is_config
+
+
+def _value(parser, action, stated, path):
+    """Return an option's value as the command line would give it, from its value in JSON."""
+    is_list = action.nargs == "+"
+    items, found = stated if is_list else [stated], None
+    # No command line can hold a zero byte.
+    if isinstance(stated, list) == is_list and items and all(_kind(item) and "\0" not in str(item) for item in items):
+        if isinstance(action, argparse._StoreTrueAction):
+            found = items if isinstance(stated, bool) else None
+        else:
+            found = [_as_if_typed(parser, action.dest, item, path) for item in items]
+            found = sum(found, []) if is_list else found
+    if found is None or [_kind(item) for item in found] != [_kind(item) for item in items]:
+        raise UsageError("--recipe {}: --{} can't be {}".format(path, action.dest, json.dumps(stated)))
+    return found if is_list else found[0]
+
+
+def _as_if_typed(parser, name, item, path):
+    try:
+        return getattr(parser.parse_args(["--{}={}".format(name, as_typed(item))]), name)
+    except UsageError as error:
+        raise UsageError("--recipe {}: {}".format(path, error)) from None
+
+
+def _kind(value):
+    """Return what JSON calls a value that an option can have; None for any other value."""
+    return next((name for kind, name in ((bool, "boolean"), (str, "string"), ((int, float), "number"))
+                 if isinstance(value, kind)), None)
