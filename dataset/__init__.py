@@ -18,7 +18,8 @@ DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": Synthe
 
 
 def load_splits(name, root, download=False, test_alone=False):
-    """Return {"train": training set, "test": test set} of the data set called ``name`` on the command line.
+    """Return {"train": training set, "test": test set} of the data set called ``name`` on the command line; and, if its
+    test pictures are queries that search in others, "gallery": these others.
 
     Args:
         name: see ``DATASETS``.
@@ -36,4 +37,7 @@ def load_splits(name, root, download=False, test_alone=False):
     except NoTrainingSet:
         if not test_alone:
             raise
-    return dict(splits, test=data_set(root, train=False))
+    splits["test"] = data_set(root, train=False)
+    if splits["test"].gallery is not None:
+        splits["gallery"] = splits["test"].gallery
+    return splits

@@ -29,16 +29,18 @@ class ImageSet:
         directory: the folder that the pictures lie below, so that they are the same ones when it has moved; with class
             folders, the one that holds these.
         layout: where the pictures were found and how the folder was read, for the user.
+        gallery: where these pictures are queries only, the ``ImageSet`` that they search in, with the same labels.
 
     Attributes:
         samples, imgs: list of (path, label); two names for one list.
         targets: list of labels, one per picture.
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
-        directory, layout: as given.
+        directory, layout, gallery: as given; the gallery is None where each picture searches all others.
     """
 
-    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout=""):
+    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
+                 gallery=None):
         self.samples = samples
         self.class_to_idx = class_to_idx
         self.classes = sorted(class_to_idx, key=class_to_idx.get)
@@ -47,18 +49,20 @@ class ImageSet:
         self.target_transform = target_transform
         self.directory = directory
         self.layout = layout
+        self.gallery = gallery
 
     @property
     def imgs(self):
         return self.samples
 
     def without(self, indices):
-        """Return the set without these pictures and without classes that lose all of theirs. Labels stay the same."""
+        """Return the set without these pictures and without classes that lose all of theirs. Labels stay the same, and
+        so does the gallery."""
         left_out = set(indices)
         samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
         labels = {label for _, label in samples}
         return ImageSet(samples, {name: label for name, label in self.class_to_idx.items() if label in labels},
-                        self.transform, self.target_transform, self.directory, self.layout)
+                        self.transform, self.target_transform, self.directory, self.layout, self.gallery)
 
     def fingerprint(self, checksums):
         """Return a digest of which pictures these are, by their paths below ``directory``, their labels and
