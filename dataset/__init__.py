@@ -2,19 +2,23 @@
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
+from dataset.cars196 import Cars196Metric
 from dataset.cub200 import CUB2011Metric
 from dataset.decoding import BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
+from dataset.inshop import InShopMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
+from dataset.sop import StanfordOnlineProductsMetric
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
-__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
-           "SyntheticBirdsMetric", "STOP_SIGNALS", "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers",
-           "end_loading", "load_resized", "resized_size", "open_pictures", "load_splits", "passed_over", "shown",
-           "usable_cores", "workers_that_fit"]
+__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "Cars196Metric",
+           "StanfordOnlineProductsMetric", "InShopMetric", "FolderMetric", "SyntheticBirdsMetric", "STOP_SIGNALS",
+           "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized",
+           "resized_size", "open_pictures", "load_splits", "passed_over", "shown", "usable_cores", "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
-DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
+DATASETS = {"cub200": CUB2011Metric, "cars196": Cars196Metric, "stanford": StanfordOnlineProductsMetric,
+            "inshop": InShopMetric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
 
 
 def load_splits(name, root, download=False, test_alone=False):

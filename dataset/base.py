@@ -19,7 +19,8 @@ class ImageSet:
     """Pictures with class labels: the base of every data set.
 
     Those in ``dataset.DATASETS`` are called with (root, train) and say of themselves, on the class, ``summary`` (a line
-    for --help) and ``can_download`` (whether they take ``download=True``).
+    for --help), ``can_download`` (whether they take ``download=True``) and, if a user must fetch them by hand,
+    ``how_to_get`` (what to fetch, and where to put it).
 
     Args:
         samples: list of (path, label).
@@ -38,6 +39,8 @@ class ImageSet:
         class_to_idx: class name -> label.
         directory, layout, gallery: as given; the gallery is None where each picture searches all others.
     """
+
+    how_to_get = ""
 
     def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
                  gallery=None):
