@@ -91,7 +91,7 @@ def _rows(source, found, field, folder):
     try:
         return [(os.path.join(folder, *row[field].split("/")), int(row["class"][0]) - 1)
                 for row in found["annotations"]]
-    except (KeyError, TypeError, AttributeError, IndexError):  # another variable, or of another kind
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError):  # another kind of variable
         raise DatasetError("{}: it holds no annotations with the fields {} and class; get it again".format(
             shown(source), field)) from None
 
