@@ -2,26 +2,31 @@
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
+from dataset.cars196 import Cars196Metric
 from dataset.crops import CROPS, FixedCrops, RandomCrops
 from dataset.cub200 import CUB2011Metric
 from dataset.decoding import RESIZES, BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
+from dataset.inshop import InShopMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
+from dataset.sop import StanfordOnlineProductsMetric
 from dataset.unlabelled import UnlabelledPictures, shared_files
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
 __all__ = ["CROPS", "DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "FixedCrops", "ImageSet",
-           "CUB2011Metric", "FolderMetric", "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS",
-           "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized",
-           "resized_size", "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores",
-           "workers_that_fit"]
+           "CUB2011Metric", "Cars196Metric", "StanfordOnlineProductsMetric", "InShopMetric", "FolderMetric",
+           "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
+           "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size",
+           "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores", "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
-DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
+DATASETS = {"cub200": CUB2011Metric, "cars196": Cars196Metric, "stanford": StanfordOnlineProductsMetric,
+            "inshop": InShopMetric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
 
 
 def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
-    """Return {"train": training set, "test": test set} of the data set called ``name`` on the command line.
+    """Return {"train": training set, "test": test set} of the data set called ``name`` on the command line; and, if its
+    test pictures are queries that search in others, "gallery": these others.
 
     Args:
         name: see ``DATASETS``.
@@ -34,12 +39,16 @@ def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
     """
     data_set = DATASETS[name]
     options = {"download": True} if download and data_set.can_download else {}
-    if unlabelled is not None:
-        return {"train": UnlabelledPictures(unlabelled), "test": data_set(root, train=False, **options)}
     splits = {}
-    try:
-        splits["train"] = data_set(root, train=True, **options)
-    except NoTrainingSet:
-        if not test_alone:
-            raise
-    return dict(splits, test=data_set(root, train=False))
+    if unlabelled is None:
+        try:
+            splits["train"] = data_set(root, train=True, **options)
+        except NoTrainingSet:
+            if not test_alone:
+                raise
+        splits["test"] = data_set(root, train=False)
+    else:
+        splits = {"train": UnlabelledPictures(unlabelled), "test": data_set(root, train=False, **options)}
+    if splits["test"].gallery is not None:
+        splits["gallery"] = splits["test"].gallery
+    return splits

@@ -20,7 +20,8 @@ class ImageSet:
     """Pictures with class labels: the base of every data set.
 
     Those in ``dataset.DATASETS`` are called with (root, train) and say of themselves, on the class, ``summary`` (a line
-    for --help) and ``can_download`` (whether they take ``download=True``).
+    for --help), ``can_download`` (whether they take ``download=True``) and, if a user must fetch them by hand,
+    ``how_to_get`` (what to fetch, and where to put it).
 
     Args:
         samples: list of (path, label).
@@ -30,24 +31,28 @@ class ImageSet:
         directory: the folder that the pictures lie below, so that they are the same ones when it has moved; with class
             folders, the one that holds these.
         layout: where the pictures were found and how the folder was read, for the user.
+        gallery: where these pictures are queries only, the ``ImageSet`` that they search in, with the same labels.
 
     Attributes:
         samples, imgs: list of (path, label); two names for one list.
         targets: list of labels, one per picture.
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
-        directory, layout: as given.
+        directory, layout, gallery: as given; the gallery is None where each picture searches all others.
         has_labels: False where all labels are 0 because nobody knows them.
     """
 
+    how_to_get = ""
     has_labels = True
 
-    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout=""):
+    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
+                 gallery=None):
         self._take(samples, class_to_idx)
         self.transform = transform
         self.target_transform = target_transform
         self.directory = directory
         self.layout = layout
+        self.gallery = gallery
 
     def _take(self, samples, class_to_idx):
         self.samples = samples
@@ -60,7 +65,8 @@ class ImageSet:
         return self.samples
 
     def without(self, indices):
-        """Return the set without these pictures and without classes that lose all of theirs. Labels stay the same."""
+        """Return the set without these pictures and without classes that lose all of theirs. Labels stay the same, and
+        so does the gallery."""
         left_out = set(indices)
         samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
         labels = {label for _, label in samples}

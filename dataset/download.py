@@ -1,25 +1,23 @@
 """Fetch an archive: verified TLS, continued where the connection broke, checked by its MD5, unpacked under another name
 and renamed when whole."""
-import contextlib
 import http.client
 import os
 import re
 import shutil
 import ssl
 import sys
-import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 
 from tqdm import tqdm
 
+from dataset.archive import unpack
 from dataset.base import DatasetError
 from dataset.files import digest_of, locked
 
-__all__ = ["fetch_archive", "unpack_tar"]
+__all__ = ["fetch_archive"]
 
 CHUNK_BYTES = 1 << 16
 # Longest silence of a server in the middle of an answer.
@@ -34,7 +32,7 @@ UNPACKING = ".unpacking-"
 
 
 def fetch_archive(url, md5, root, folder):
-    """Fetch the tar archive at ``url`` and leave its top folder ``folder`` in ``root``, whole or not at all.
+    """Fetch the tar or zip archive at ``url`` and leave its top folder ``folder`` in ``root``, whole or not at all.
 
     No-op if something of that name is there already. Of several processes one fetches, the others wait.
 
@@ -54,7 +52,7 @@ def fetch_archive(url, md5, root, folder):
             if not _is_there(archive, md5):
                 _fetch(url, archive, md5)
             with tempfile.TemporaryDirectory(prefix=UNPACKING, dir=root) as aside:
-                unpack_tar(archive, aside)
+                unpack(archive, aside)
                 unpacked = os.path.join(aside, folder)
                 if not os.path.isdir(unpacked):
                     raise DatasetError("{}: no folder {} in it".format(archive, folder))
@@ -210,28 +208,3 @@ def _is_final(error):
 
 def _size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def unpack_tar(archive, directory):
-    """Unpack the regular files and folders of a tar archive below ``directory``.
-
-    Raises:
-        DatasetError: a member would land outside, or is a link or a device; the archive is damaged or none.
-    """
-    base = os.path.realpath(directory)
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                target = os.path.realpath(os.path.join(base, member.name))
-                if not (member.isfile() or member.isdir()) or os.path.commonpath([base, target]) != base:
-                    raise DatasetError("{}: {!r} in it is a link or would land outside; the archive is refused".format(
-                        archive, member.name))
-                if member.isdir():
-                    os.makedirs(target, exist_ok=True)
-                    continue
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                with contextlib.closing(tar.extractfile(member)) as source, open(target, "wb") as file:
-                    shutil.copyfileobj(source, file)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
-        raise DatasetError("{} can't be unpacked, it is damaged ({}); remove it and fetch it again".format(
-            archive, error)) from None

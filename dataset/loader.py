@@ -176,16 +176,20 @@ class TrainLoader:
 class EvaluationLoader:
     """Every picture of ``dataset`` once, in order: an iterable of (pictures, labels).
 
-    Args: as in ``TrainLoader``, but span: (start, stop) of the pictures of ``dataset`` that this process takes; crops:
-    None for the centre.
+    Args: as in ``TrainLoader``, but
+        span: (start, stop) of the pictures of ``dataset`` that this process takes.
+        crops: None for the centre.
+        gallery: the ``EvaluationLoader`` of the pictures that these, as queries, search in; None: each searches all
+            others of ``dataset``.
 
     Attributes:
         count: pictures in the span. total: pictures in ``dataset``. batch_size: as given.
-        span: as given; (0, total) for None.
+        span: as given; (0, total) for None. gallery: as given.
     """
 
     def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None, span=None,
-                 crops=None):
+                 crops=None, gallery=None):
+        self.gallery = gallery
         self.total = len(dataset)
         self.span = (0, self.total) if span is None else span
         self.count = self.span[1] - self.span[0]

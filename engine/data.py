@@ -13,13 +13,14 @@ from metric.batchsampler import NPairs, Uniform
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
 SHOWN_KINDS = 20
-NAMES = {"train": "training", "test": "test"}
+NAMES = {"train": "training set", "test": "test set", "gallery": "gallery"}
 
 Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
 labels; None where nothing is trained.
 evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall, and where training
-pictures have no labels, the second only.
+pictures have no labels, the second only. Where the test pictures are queries that search in a gallery, their loader
+knows the gallery's.
 training: what draws crops -> an ``EvaluationLoader`` of the training set with these; None where nothing is trained.
 """
 
@@ -35,9 +36,9 @@ def open_data(run):
     splits = ranks.machine_by_machine(lambda: load_splits(
         args.dataset, args.data, args.download, test_alone=not run.trains,
         unlabelled=getattr(args, "unlabelled", None)))
-    measured = [split for split, images in splits.items()
-                if split == "test" or images.has_labels and not args.no_train_recall]
-    used = splits if run.trains else {split: splits[split] for split in measured}
+    measured = [split for split, images in splits.items() if split == "test"
+                or split == "train" and images.has_labels and not args.no_train_recall]
+    used = {split: splits[split] for split in splits if run.trains or split in measured or split == "gallery"}
     _tell_layout(splits)
     may_skip = args.skip_broken or args.skip_single
     if not may_skip:
@@ -56,9 +57,9 @@ def _take_note(run, splits, pictures, lines):
     """See that all ranks, and the run before it was resumed, have the same pictures."""
     if ranks.count() == 1 and run.args.save_dir is None:  # nothing to compare with; check sums take time
         return
-    found = {split: [len(images), images.fingerprint(pictures[split].checksums(_name(split)))]
+    found = {split: [len(images), images.fingerprint(pictures[split].checksums(NAMES[split]))]
              for split, images in splits.items()}
-    ranks.agree({"the " + _name(split): "{} pictures, digest {}".format(*entry) for split, entry in found.items()})
+    ranks.agree({"the " + NAMES[split]: "{} pictures, digest {}".format(*entry) for split, entry in found.items()})
     if run.record:
         run.record.take_data(found, lines)
 
@@ -69,8 +70,9 @@ def _loaders(run, splits, pictures, measured):
     workers, batches, training = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None, None
 
     def every(split, crops=None):
+        gallery = every("gallery") if split == "test" and "gallery" in splits else None
         return EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
-                                ranks.span(len(splits[split])), crops)
+                                ranks.span(len(splits[split])), crops, gallery)
 
     if run.trains:
         train, drawn = splits["train"], args.batch // args.views
@@ -80,10 +82,6 @@ def _loaders(run, splits, pictures, measured):
                               pictures["train"], ranks.span(args.batch), RandomCrops(args.crop, args.views))
         training = functools.partial(every, "train")
     return Data(batches, {split: every(split) for split in measured}, training)
-
-
-def _name(split):
-    return "{} set".format(NAMES[split])
 
 
 def _tell_layout(splits):
@@ -114,8 +112,8 @@ def _open_all(splits, args):
     for split, images in splits.items():
         pictures[split] = open_pictures(
             [path for path, _ in images.samples], resized_size(args.image_size), args.cache,
-            beside, _name(split), args.skip_broken, args.truncated, args.resize)
-        if args.skip_single:
+            beside, NAMES[split], args.skip_broken, args.truncated, args.resize)
+        if args.skip_single and (split == "train" or "gallery" not in splits):
             pictures[split] = pictures[split].without(_single(images, pictures[split].skipped))
     return pictures
 
@@ -132,7 +130,7 @@ def _tell_skipped(skipped, splits):
     lines = [line for problems in skipped.values() for _, line in sorted(problems.items())]
     for split, problems in skipped.items():
         if problems:
-            print("Skipped: {} of {} pictures of the {}".format(len(problems), len(splits[split]), _name(split)))
+            print("Skipped: {} of {} pictures of the {}".format(len(problems), len(splits[split]), NAMES[split]))
     more = ["... and {} more".format(len(lines) - SHOWN_LINES)] if len(lines) > SHOWN_LINES else []
     for line in lines[:SHOWN_LINES] + more:
         print("  " + line)
@@ -141,37 +139,47 @@ def _tell_skipped(skipped, splits):
 
 def _check(splits, run, measured):
     """Print the sizes of the splits, and refuse pictures that don't fit the job: one class only, classes of one picture
-    where pairs are needed, fewer pictures than asked for. Pictures without labels have no classes to look at."""
+    where pairs are needed, queries that can find nothing, fewer pictures than asked for. Pictures without labels have
+    no classes to look at."""
     args = run.args
     print("Number of images in Training Set: {}".format(len(splits["train"]) if "train" in splits else 0))
     print("Number of images in Test set: {}".format(len(splits["test"])), flush=True)
-    shared = sorted(set.intersection(*(set(images.classes) for images in splits.values())))
-    if len(splits) > 1 and shared:
-        print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
-              "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
+    if "gallery" in splits:
+        print("Number of images in Gallery: {}".format(len(splits["gallery"])), flush=True)
+    _warn_of_shared_classes(splits)
     for split, images in splits.items():
         if not images.has_labels:
             _check_unlabelled(images, [other for other in splits.values() if other is not images], args)
             continue
-        name = NAMES[split]
-        if len(images.classes) < 2:
-            raise UsageError("the {} set has {}; at least 2 classes are needed".format(
-                name, "only one class ({})".format(images.classes[0]) if images.classes else "no pictures"))
+        if len(set(images.targets)) < 2:
+            raise UsageError("the {} has {}; at least 2 classes are needed".format(
+                NAMES[split], "only one class ({})".format(_kinds(images)[0]) if images.targets else "no pictures"))
         if len(images) < ranks.count():
-            raise UsageError("the {} set has {} pictures for {} processes".format(name, len(images), ranks.count()))
-        if split in measured and max(args.recall) > len(images) - 1:
-            raise UsageError("--recall {}: beside the query, the gallery of the {} set holds only {} pictures".format(
-                max(args.recall), name, len(images) - 1))
-        counts = collections.Counter(images.targets)
-        single = [kind for kind in images.classes if counts[images.class_to_idx[kind]] == 1]
-        if single:
-            _check_single(split, single, len(counts), run.needs_pairs and split == "train")
-        most = sum(min(args.num_image_per_class, count) for count in counts.values())
-        if run.trains and split == "train" and args.batch > most * args.views:
-            raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
-                             "{}{} make {}; lower the one or raise the other".format(
-                                 args.batch, len(counts), args.num_image_per_class,
-                                 as_factor(args.views), most * args.views))
+            raise UsageError("the {} has {} pictures for {} processes".format(NAMES[split], len(images), ranks.count()))
+        if split in measured:
+            _check_recall(max(args.recall), splits, split)
+        if "gallery" not in splits or split == "train":
+            _check_single(split, images, run.needs_pairs and split == "train")
+        if run.trains and split == "train":
+            _check_batch(args, images)
+    if "gallery" in splits:
+        _check_queries(splits)
+
+
+def _kinds(images):
+    """Return the names of the classes that have pictures; those of queries and their gallery may be listed in both."""
+    labels = set(images.targets)
+    return [name for name in images.classes if images.class_to_idx[name] in labels]
+
+
+def _warn_of_shared_classes(splits):
+    if "train" not in splits:
+        return
+    others = {name for split in splits if split != "train" for name in _kinds(splits[split])}
+    shared = sorted(others.intersection(_kinds(splits["train"])))
+    if shared:
+        print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
+              "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
 
 
 def _check_unlabelled(images, others, args):
@@ -187,17 +195,54 @@ def _check_unlabelled(images, others, args):
                   shared, sum(map(len, others))), flush=True)
 
 
-def _check_single(split, single, classes, needs_pairs):
-    """Warn of ``single``, the classes of one picture, or refuse them."""
-    finding = "{} of {} classes of the {} set have a single picture ({})".format(
-        len(single), classes, NAMES[split], _first(single))
-    if split == "test" and len(single) == classes:
+def _check_recall(most, splits, split):
+    """Refuse ``most``, the largest K, if it is more than there is to find."""
+    if split == "test" and "gallery" in splits:
+        size, where = len(splits["gallery"]), "the gallery"
+    else:
+        size, where = len(splits[split]) - 1, "beside the query, the gallery of the {}".format(NAMES[split])
+    if most > size:
+        raise UsageError("--recall {}: {} holds only {} pictures".format(most, where, size))
+
+
+def _check_single(split, images, needs_pairs):
+    """Warn of classes of one picture, or refuse them."""
+    counts = collections.Counter(images.targets)
+    single = [name for name in images.classes if counts[images.class_to_idx[name]] == 1]
+    if not single:
+        return
+    finding = "{} of {} classes of the {} have a single picture ({})".format(
+        len(single), len(counts), NAMES[split], _first(single))
+    if split == "test" and len(single) == len(counts):
         raise UsageError("every class of the test set has a single picture, so no query has anything to find; add "
                          "pictures of these classes")
     if needs_pairs:
         raise UsageError("{}; the loss needs pairs of one class: add pictures, or leave such classes out with "
                          "--skip_single".format(finding))
     print("Warning: {}; as queries they count as misses (--skip_single leaves them out)".format(finding), flush=True)
+
+
+def _check_queries(splits):
+    """Warn of classes of queries that the gallery lacks; refuse queries none of which has anything to find."""
+    there, asked = set(splits["gallery"].targets), _kinds(splits["test"])
+    missing = [name for name in asked if splits["test"].class_to_idx[name] not in there]
+    if len(missing) == len(asked):
+        raise UsageError("no class of the test set is in its gallery, so no query has anything to find; their classes "
+                         "must have the same names")
+    if missing:
+        print("Warning: {} of {} classes of the test set have no picture in the gallery ({}); their queries count as "
+              "misses".format(len(missing), len(asked), _first(missing)), flush=True)
+
+
+def _check_batch(args, images):
+    """Refuse a --batch that is larger than what the classes can give."""
+    counts = collections.Counter(images.targets)
+    most = sum(min(args.num_image_per_class, count) for count in counts.values())
+    if args.batch > most * args.views:
+        raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
+                         "{}{} make {}; lower the one or raise the other".format(
+                             args.batch, len(counts), args.num_image_per_class,
+                             as_factor(args.views), most * args.views))
 
 
 def _first(names):

@@ -59,12 +59,27 @@ def relative_spread(embeddings):
     return float((centred.pow(2).sum() / embeddings.pow(2).sum().clamp_min(1e-30)).sqrt())
 
 
+def _finite(network, loader, device, name, precision):
+    """Return what ``embed`` gives of the pictures called ``name``.
+
+    Raises:
+        TrainingError: an embedding is not finite.
+    """
+    embeddings, labels = embed(network, loader, device, "Embedding " + name, precision)
+    broken = int((~torch.isfinite(embeddings)).any(1).sum())
+    if broken:
+        raise TrainingError("{} of {} embeddings of the {} are not finite; the weights of the last whole epoch stay as "
+                            "they are; try a lower --lr".format(broken, len(embeddings), name))
+    return embeddings, labels
+
+
 @deferred_interruptions()
 def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
 
     Args:
-        loaders: {split name: loader}, in the order of printing. ks: the Ks of Recall@K. epoch: for the lines.
+        loaders: {split name: loader}, in the order of printing; a loader knows its gallery, if there is one.
+        ks: the Ks of Recall@K. epoch: for the lines.
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
 
     Raises:
@@ -72,12 +87,11 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
     """
     measurements = {}
     for split, loader in loaders.items():
-        embeddings, labels = embed(network, loader, device, "Embedding {} set".format(split), precision)
-        broken = int((~torch.isfinite(embeddings)).any(1).sum())
-        if broken:
-            raise TrainingError("{} of {} embeddings of the {} set are not finite; the weights of the last whole epoch "
-                                "stay as they are; try a lower --lr".format(broken, len(embeddings), split))
-        recalls = ranks.from_first(lambda: recall(embeddings, labels, K=ks))
+        embeddings, labels = _finite(network, loader, device, "{} set".format(split), precision)
+        gallery, gallery_labels = (None, None) if loader.gallery is None else _finite(
+            network, loader.gallery, device, "gallery", precision)
+        recalls = ranks.from_first(
+            lambda: recall(embeddings, labels, K=ks, gallery=gallery, gallery_labels=gallery_labels))
         measurement = Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
         measurements[split] = measurement
         for k, fraction in measurement.recalls.items():

@@ -16,7 +16,6 @@ Command.__doc__ = """What was typed: the script's name, all options, the names o
 itself or in its --recipe, {name: value} of all that it would be without any, and the names of those given that may do
 nothing: they are in a recipe."""
 
-PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
 # What ``add_training_options`` adds.
 OPTIMISATION = ("recipe", "epochs", "eval_every", "optimizer", "weight_decay", "lr", "schedule", "lr_decay_epochs",
@@ -102,9 +101,8 @@ def new_parser(program, description):
 
 def add_data_options(parser):
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=_with(DATASETS, PLANNED_DATASETS), default="cub200",
-                       help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items())
-                            + "; the others are not here yet")
+    group.add_argument("--dataset", choices=tuple(DATASETS), default="cub200",
+                       help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items()))
     group.add_argument("--data", type=path, metavar="DIR", default="data",
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
@@ -270,11 +268,13 @@ def check_shared(args, given, trains):
 
 
 def check_data(args):
-    """Refuse (UsageError) a data set that is not here yet, and ``--download`` for one that can't be fetched."""
-    if args.dataset not in DATASETS:
-        raise UsageError("--dataset {} is not here yet; there are {}".format(args.dataset, ", ".join(DATASETS)))
-    if args.download and not DATASETS[args.dataset].can_download:
-        raise UsageError("--download does nothing with --dataset {}; leave it out".format(args.dataset))
+    """Refuse (UsageError) a data set that is not known, and ``--download`` for one that can't be fetched."""
+    if args.dataset not in DATASETS:  # a network's config.json may name any
+        raise UsageError("--dataset {} is not known here; there are {}".format(args.dataset, ", ".join(DATASETS)))
+    data_set = DATASETS[args.dataset]
+    if args.download and not data_set.can_download:
+        raise UsageError("--download does nothing with --dataset {}; leave it out{}".format(
+            args.dataset, data_set.how_to_get and ": " + data_set.how_to_get))
 
 
 def check_training(args, given):

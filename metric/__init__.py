@@ -11,7 +11,8 @@ Where each formula is, with its shapes and corner cases:
     distance-weighted sampling,      distance_weights in metric.pairsampler
       with the quirk of the reference
     which images share a batch       NPairs, Uniform in metric.batchsampler
-    Recall@K                         recall_by_definition in metric.retrieval; recall there is the fast way
+    Recall@K, also in a gallery      recall_by_definition in metric.retrieval; recall there is the fast way, and
+                                       metric.exact the last step of it
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.angles     how RKD-A is computed without N^3 cosines in memory

@@ -11,7 +11,7 @@ import model.weights
 import run
 import run_distill
 from conftest import options_for
-from dataset import CUB2011Metric, download
+from dataset import CUB2011Metric, StanfordOnlineProductsMetric, download
 
 # RKD_COMMAND_LINES=2000 is a long version; RKD_SEED=1 draws others.
 COUNT = int(os.environ.get("RKD_COMMAND_LINES", "60"))
@@ -52,7 +52,8 @@ def random_words(rng, parser):
 def test_random_command_lines(pictures, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(CUB2011Metric, "URL", "http://127.0.0.1:9/set.tgz")  # nobody listens there
+    for data_set in CUB2011Metric, StanfordOnlineProductsMetric:
+        monkeypatch.setattr(data_set, "URL", "http://127.0.0.1:9/set.tgz")  # nobody listens there
     monkeypatch.setattr(download, "PAUSES", ())
     monkeypatch.setattr(model.weights, "imagenet_weights_url", lambda name: "http://127.0.0.1:9/none-12345678.pth")
     shutil.copytree(str(pictures), "set")

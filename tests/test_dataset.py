@@ -37,6 +37,8 @@ def test_a_download_is_asked_of_sets_that_can_and_once(monkeypatch, can_download
     calls = []
 
     class Moths:
+        gallery = None
+
         def __init__(self, root, train, **options):
             assert set(options) <= ({"download"} if can_download else set())
             calls.append((train, options.get("download", False)))

@@ -9,8 +9,8 @@ import types
 
 import pytest
 
-from dataset import CUB2011Metric, DatasetError, download, files
-from test_archive import make_archive
+from dataset import CUB2011Metric, DatasetError, archive, download, files
+from test_archive import make_archive, make_zip
 from webserver import (Server, code, cut, cut_chunk, hang_up, no_chunk, no_http, odd_length, odd_range, redirect, reset,
                        send, whole_thing, wrong_bytes)
 
@@ -176,13 +176,13 @@ def test_certificates_are_verified(server, root, monkeypatch):
 
 
 def _fetch_killed(server, root, moment, lines):
-    """Fetch, and kill this process before it runs line number ``moment`` of dataset/download.py and dataset/files.py.
+    """Fetch, and kill this process before it runs line number ``moment`` of archive.py, download.py and files.py.
 
     Args:
         lines: a shared number, counts the lines.
     """
     def trace(frame, event, argument):
-        if frame.f_code.co_filename not in (download.__file__, files.__file__):
+        if frame.f_code.co_filename not in (archive.__file__, download.__file__, files.__file__):
             return None
         lines.value += event == "line"
         if lines.value == moment:
@@ -191,6 +191,17 @@ def _fetch_killed(server, root, moment, lines):
 
     sys.settrace(trace)
     fetch(server, root)
+
+
+def test_a_zip_is_fetched_like_a_tar(server, root):
+    archive = make_zip(root.parent / "source.zip", [("SET/a/1.jpg", b"one"), ("SET/noise", os.urandom(40000)),
+                                                    ("__MACOSX/SET", b"2")])
+    server.set_content(archive.read_bytes())
+    server.url = server.url.replace(".tgz", ".zip")
+    server.answers = [cut(10000), hang_up]
+    fetch(server, root)
+    assert server.ranges == [None, "bytes=10000-", "bytes=10000-"] and names(root) == ["SET", "set.zip"]
+    assert (root / "SET" / "a" / "1.jpg").read_bytes() == b"one" and len((root / "SET" / "noise").read_bytes()) == 40000
 
 
 def test_killed_at_any_moment_it_ends_whole(server, root):

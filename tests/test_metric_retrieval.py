@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from metric import retrieval
+from metric import exact, retrieval
 from metric.retrieval import recall, recall_by_definition
 
 
@@ -73,9 +73,8 @@ def test_recall_with_one_embedding_far_out_leaves_the_others_decided(monkeypatch
     embeddings, labels = random_matrix(300, 6, dtype=torch.float32), torch.arange(300) % 7
     expected = recall(embeddings[1:], labels[1:], [1, 5])
     settled = []
-    exact = retrieval._exact_counts
-    monkeypatch.setattr(retrieval, "_exact_counts",
-                        lambda gallery, queries, *args: settled.extend(queries) or exact(gallery, queries, *args))
+    monkeypatch.setattr(retrieval, "exact_counts",
+                        lambda gallery, rows, *args: settled.extend(rows) or exact.exact_counts(gallery, rows, *args))
     embeddings[0] *= 1e4
     found = recall(embeddings, labels, [1, 5])
     assert [value * 300 for value in found] == pytest.approx([value * 299 for value in expected], abs=1.5)
@@ -87,19 +86,19 @@ def test_recall_settles_queries_in_float64_when_the_bound_is_hopeless(monkeypatc
     embeddings, labels = random_matrix(120, 6, dtype=torch.float32), torch.arange(120) % 7
     expected = recall(embeddings, labels, [1, 2, 5, 20])
     settled = []
-    finish, exact = retrieval._Gallery.__init__, retrieval._exact_counts
+    finish = retrieval._Embeddings.__init__
 
     def worse(self, *args):
         finish(self, *args)
         self.margin *= 1e5
         self.squares += self.margin
 
-    def observed(gallery, queries, *args):
-        settled.extend(queries.tolist())
-        return exact(gallery, queries, *args)
+    def observed(gallery, rows, *args):
+        settled.extend(rows)
+        return exact.exact_counts(gallery, rows, *args)
 
-    monkeypatch.setattr(retrieval._Gallery, "__init__", worse)
-    monkeypatch.setattr(retrieval, "_exact_counts", observed)
+    monkeypatch.setattr(retrieval._Embeddings, "__init__", worse)
+    monkeypatch.setattr(retrieval, "exact_counts", observed)
     assert recall(embeddings, labels, [1, 2, 5, 20]) == expected
     assert len(settled) > 60
 
@@ -193,8 +192,8 @@ def test_recall_of_a_network_that_has_collapsed_is_that_of_the_definition(kind, 
             expected = recall_by_definition(embeddings, labels, ks)
             assert recall(embeddings, labels, ks) == recall(embeddings.double(), labels, ks) == expected
             with monkeypatch.context() as few:
-                few.setattr(retrieval, "EXACT_DISTANCES", 7 * 60)  # 7 queries at a time
-                few.setattr(retrieval, "EXACT_ENTRIES", 100)
+                few.setattr(exact, "EXACT_DISTANCES", 7 * 60)  # 7 queries at a time
+                few.setattr(exact, "EXACT_ENTRIES", 100)
                 assert recall(embeddings, labels, ks) == expected
 
 
@@ -209,9 +208,9 @@ def test_recall_where_two_products_round_one_distance_apart(seed):
 @pytest.mark.parametrize("kind", KINDS[:10])
 def test_recall_of_a_network_that_has_collapsed_takes_few_differences(kind, monkeypatch):
     pairs = []
-    exact = retrieval._ExactGallery.exact
-    monkeypatch.setattr(retrieval._ExactGallery, "exact",
-                        lambda self, queries, points: pairs.append(len(queries)) or exact(self, queries, points))
+    difference = exact.exact
+    monkeypatch.setattr(exact, "exact",
+                        lambda rows, queries, *args: pairs.append(len(queries)) or difference(rows, queries, *args))
     recall(collapsed(kind, 1000, 32, 0), torch.arange(1000) % 100, [1, 10, 100, 500])
     assert sum(pairs) < 40000  # of 1000 x 999
 

@@ -20,8 +20,8 @@ from processes import call_in_ranks, codes, complete, start_ranks
 from tiny import TinyResNet
 
 CPU = torch.device("cpu")
-# Few steps: where a triplet's hinge lies on the last digit, two runs part for good. And Adam turns a gradient of nearly 0
-# into a whole step of either sign; SGD shows how close runs are.
+# Few steps: where a triplet's hinge lies on the last digit, two runs part for good. And Adam turns a gradient of nearly
+# 0 into a whole step of either sign; SGD shows how close runs are.
 SHORT = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--optimizer", "sgd", "--precision", "fp32"]
 BATCH = 10  # 3 ranks take 3, 3 and 4 of it
 RATIOS = {"angle": "2", "dark": "0.5", "at": "10", "triplet": "3"}
