@@ -36,7 +36,13 @@ class ImageSet:
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
         directory, layout: as given.
+        gallery: where these pictures are looked for, if they are queries: an ImageSet with the same ``class_to_idx``.
+            None: they are looked for among themselves.
+        is_a_list: whether ``root`` is a file that names each picture, not a directory. What else lies beside the
+            pictures is then none of the data set's business.
     """
+
+    is_a_list = False
 
     def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout=""):
         self.samples = samples
@@ -47,6 +53,7 @@ class ImageSet:
         self.target_transform = target_transform
         self.directory = directory
         self.layout = layout
+        self.gallery = None
 
     @property
     def imgs(self):
@@ -160,10 +167,11 @@ def list_images(directory, above=None):
 
 
 def passed_over(image_sets):
-    """Count the files below the directories of these sets that none of them takes: {what they are: number}."""
+    """Count the files below the directories of these sets that none of them takes: {what they are: number}. Of a list
+    there are none."""
     used = {path for images in image_sets for path, _ in images.samples}
     counts = collections.Counter()
-    for directory in {images.directory for images in image_sets} - {""}:
+    for directory in {images.directory for images in image_sets if not images.is_a_list} - {""}:
         for folder, names in walk(directory):
             for name in names:
                 if os.path.join(folder, name) not in used:
