@@ -1,20 +1,23 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
+import os
+
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
 from dataset.cub200 import CUB2011Metric
 from dataset.decoding import BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
+from dataset.listing import ListMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
-__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
+__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric", "ListMetric",
            "SyntheticBirdsMetric", "STOP_SIGNALS", "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers",
            "end_loading", "load_resized", "resized_size", "open_pictures", "load_splits", "passed_over", "shown",
            "usable_cores", "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
-DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
+DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "list": ListMetric, "synthetic": SyntheticBirdsMetric}
 
 
 def load_splits(name, root, download=False, test_alone=False):
@@ -26,9 +29,12 @@ def load_splits(name, root, download=False, test_alone=False):
         test_alone: where there is no training set, return the test set alone.
 
     Raises:
-        DatasetError: the pictures are missing or incomplete; the download fails.
+        DatasetError: the pictures are missing or incomplete; the download fails; ``root`` is a file.
     """
     data_set = DATASETS[name]
+    if os.path.isfile(root) and not data_set.is_a_list:
+        raise DatasetError("{}: this is a file, and --dataset {} takes a directory; for a list of pictures give "
+                           "--dataset list".format(shown(root), name))
     options = {"download": True} if download and data_set.can_download else {}
     splits = {}
     try:
