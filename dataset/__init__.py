@@ -7,8 +7,8 @@ from dataset.cache import open_pictures
 from dataset.cub200 import CUB2011Metric
 from dataset.decoding import BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
-from dataset.listing import ListMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
+from dataset.picturelist import ListMetric
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
 __all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric", "ListMetric",

@@ -10,6 +10,9 @@ from dataset.pictures import IMAGE_EXTENSIONS, DatasetError, open_image, shown
 __all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "is_picture", "list_classes", "list_images",
            "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
 
+# Folders that systems put beside pictures: in archives from a Mac, thumbnails on a Synology, on disks. They are hidden.
+OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
 
 class NoTrainingSet(DatasetError):
     """There are only test pictures, which can be measured, but not trained on."""
@@ -29,22 +32,21 @@ class ImageSet:
         directory: the folder that the pictures lie below, so that they are the same ones when it has moved; with class
             folders, the one that holds these.
         layout: where the pictures were found and how the folder was read, for the user.
+        gallery: where these pictures are queries only, the ``ImageSet`` that they search in, with the same labels.
 
     Attributes:
         samples, imgs: list of (path, label); two names for one list.
         targets: list of labels, one per picture.
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
-        directory, layout: as given.
-        gallery: where these pictures are looked for, if they are queries: an ImageSet with the same ``class_to_idx``.
-            None: they are looked for among themselves.
-        is_a_list: whether ``root`` is a file that names each picture, not a directory. What else lies beside the
-            pictures is then none of the data set's business.
+        directory, layout, gallery: as given; the gallery is None where each picture searches all others.
     """
 
+    # Whether ``root`` is a file that names each picture, not a directory; what else lies there is left alone then.
     is_a_list = False
 
-    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout=""):
+    def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
+                 gallery=None):
         self.samples = samples
         self.class_to_idx = class_to_idx
         self.classes = sorted(class_to_idx, key=class_to_idx.get)
@@ -53,7 +55,7 @@ class ImageSet:
         self.target_transform = target_transform
         self.directory = directory
         self.layout = layout
-        self.gallery = None
+        self.gallery = gallery
 
     @property
     def imgs(self):
@@ -96,7 +98,7 @@ def list_classes(directory):
         DatasetError: the directory can't be read; a link in it is broken and not named like a file.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.name[0] != "." and _is_folder(entry))
+        return sorted(entry.name for entry in os.scandir(directory) if not _is_hidden(entry.name) and _is_folder(entry))
     except OSError as error:
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
 
@@ -119,7 +121,11 @@ def _is_named_like_a_file(name):
 
 def is_picture(name):
     """Whether a file is taken for a picture, by its name: a known ending, and not hidden."""
-    return name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)
+    return not _is_hidden(name) and name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _is_hidden(name):
+    return name[0] == "." or name in OF_SYSTEMS
 
 
 def walk(directory, above=None):
@@ -140,7 +146,7 @@ def walk(directory, above=None):
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
     if here in above:
         return
-    folders = dict.fromkeys(entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry))
+    folders = dict.fromkeys(entry.name for entry in entries if not _is_hidden(entry.name) and _is_folder(entry))
     yield directory, [entry.name for entry in entries if entry.name not in folders]
     for name in folders:
         yield from walk(os.path.join(directory, name), above + (here,))
@@ -180,7 +186,7 @@ def passed_over(image_sets):
 
 
 def _kind_of(name):
-    if name[0] == ".":
+    if _is_hidden(name):
         return "hidden"
     ending = os.path.splitext(name)[1].lower()
     return ending + " in no class folder" if is_picture(name) else ending or "without an ending"

@@ -124,6 +124,9 @@ def _refuse_unclear(root, splits, names):
                    .format(shown(splits[pair[0]]), missing))
     elif pair and "test" in splits:
         problem = "there is test/ beside query/ and gallery/: move away what is not to be measured"
+    elif pair:
+        problem = ("other folders may be splits or classes, too: call the training set train/, and move away what is "
+                   "not to be used")
     else:
         problem = "there is no train/ and test/ of which both do; rename two folders to train/ and test/"
     raise DatasetError("{}: {}/ holds its pictures in folders, as a split holds classes, but {}, or, if it is a class, "
