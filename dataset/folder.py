@@ -5,13 +5,15 @@ import os
 from dataset.base import (DatasetError, ImageSet, NoTrainingSet, is_picture, list_classes, list_images, shown,
                           split_of_class_folders, walk)
 
-__all__ = ["FolderMetric"]
+__all__ = ["MEASURED", "TOO_FEW_TO_HALVE", "VALIDATION", "FolderMetric", "in_words", "training_half"]
 
 VALIDATION = ("val", "valid", "validation", "dev")
 # What is measured: the pictures of one set among themselves, or the queries against the gallery.
 MEASURED = (("test",), ("query", "gallery"))
 # Folders of these names may be no classes.
 SPLITS = ("train", "training", "test", "testing", "query", "gallery") + VALIDATION
+TOO_FEW_TO_HALVE = ("the first half of the classes trains and the rest tests, so at least 4 are needed (2 to train on, 2 "
+                    "to tell apart)")
 
 
 class FolderMetric(ImageSet):
@@ -84,7 +86,7 @@ def _named_splits(root, used, names, train):
         NoTrainingSet: ``train``, but there is no such folder.
     """
     trains = used[0].lower() == "train"
-    shown_names = _listed(name + "/" for name in used)
+    shown_names = in_words(name + "/" for name in used)
     if train and not trains:
         raise NoTrainingSet("{}: it has {} but no train/, so there is nothing to train on; run.py --mode eval can "
                             "measure it".format(shown(root), shown_names.lower()))
@@ -100,8 +102,9 @@ def _named_splits(root, used, names, train):
     return directories, classes, len(list_classes(trained)) if trains else 0, layout
 
 
-def _listed(words):
-    *first, last = words
+def in_words(names):
+    """Return "a, b and c" for these three names."""
+    *first, last = names
     return (", ".join(first) + " and " if first else "") + last
 
 
@@ -147,8 +150,7 @@ def _half(root, names, train):
         if len(list_classes(inner)) > 1:
             raise DatasetError("{0}: only one class folder in it; if {1} is not a class but holds the class folders, "
                                "give --data {1}".format(shown(root), shown(inner)))
-        raise DatasetError("{}: only one class folder in it; the first half of the classes trains and the rest tests, "
-                           "so at least 4 are needed (2 to train on, 2 to tell apart)".format(shown(root)))
+        raise DatasetError("{}: only one class folder in it; {}".format(shown(root), TOO_FEW_TO_HALVE))
     middle = training_half(names)
     layout = "{}: {} class folders; the first {} train, the others test".format(root, len(names), middle)
     named = [name for name in names if name.lower() in SPLITS]

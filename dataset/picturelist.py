@@ -7,7 +7,7 @@ import os
 import sys
 
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, shown
-from dataset.folder import MEASURED, VALIDATION, training_half
+from dataset.folder import MEASURED, TOO_FEW_TO_HALVE, VALIDATION, in_words, training_half
 
 __all__ = ["ListMetric"]
 
@@ -52,7 +52,7 @@ class ListMetric(ImageSet):
             pictures that are not there; nothing to test.
     """
 
-    summary = "a list of your own, a .csv with the columns path, label and split"
+    summary = "pictures of your own, named by a .csv with the columns path, label and split"
     can_download = False
     is_a_list = True
 
@@ -62,7 +62,7 @@ class ListMetric(ImageSet):
         measured = [split for split in splits if split != "train"]
         if train and "train" not in splits:
             raise NoTrainingSet("{}: it has rows of {} but none of train, so there is nothing to train on; run.py "
-                                "--mode eval can measure it".format(shown(root), " and ".join(measured)))
+                                "--mode eval can measure it".format(shown(root), in_words(measured)))
         trained = _numbered(splits.get("train", ()), 0)
         class_to_idx = trained if train else _numbered(
             [row for split in measured for row in splits[split]], len(trained))
@@ -88,9 +88,8 @@ def _halves(root, rows):
     """
     numbers = _numbered(rows, 0)
     if len(numbers) < 2:
-        raise DatasetError("{}: all its pictures have one label ({}), and there is no column split; the first half of "
-                           "the labels trains and the rest tests, so at least 4 are needed (2 to train on, 2 to tell "
-                           "apart)".format(shown(root), shown(rows[0][1])))
+        raise DatasetError("{}: all its pictures have one label ({}), and there is no column split; {}".format(
+            shown(root), shown(rows[0][1]), TOO_FEW_TO_HALVE))
     splits, middle = {"train": [], "test": []}, training_half(numbers)
     for path, name in rows:
         splits["train" if numbers[name] < middle else "test"].append((path, name))
@@ -105,10 +104,9 @@ def _named(root, found):
     """
     measured = next((names for names in MEASURED if set(names) <= set(found.splits)), ())
     if not measured or set(found.splits) - {"train", *measured}:
-        *before, last = sorted(found.splits)
         raise DatasetError("{}: it has rows of {}; what is measured must be either the rows of test or those of query "
                            "and gallery, and those of train are trained on{}".format(
-                               shown(root), (", ".join(before) + " and " if before else "") + last, _unused(found)))
+                               shown(root), in_words(sorted(found.splits)), _unused(found)))
     return {name: found.splits[name] for name in ("train",) + measured if name in found.splits}
 
 
@@ -164,8 +162,8 @@ def _read(root):
         splits[split].append((path, label))
     if missing:
         line, written = missing[0]
-        raise _at(root, line, "there is no picture {}; {} of {} pictures of the list are not there (a path is absolute "
-                  "or relative to the folder of the list, {})".format(
+        raise _at(root, line, "there is no picture {}; {} of {} pictures of the list are not there: put them there, or "
+                  "remove their rows (a path is absolute or relative to the folder of the list, {})".format(
                       shown(written), len(missing), read, shown(os.path.abspath(os.path.dirname(root)))))
     if not splits:
         raise DatasetError("{}: it names no pictures{}".format(shown(root), _unused(List(splits, unused, repeated))))
