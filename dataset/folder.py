@@ -12,8 +12,8 @@ VALIDATION = ("val", "valid", "validation", "dev")
 MEASURED = (("test",), ("query", "gallery"))
 # Folders of these names may be no classes.
 SPLITS = ("train", "training", "test", "testing", "query", "gallery") + VALIDATION
-TOO_FEW_TO_HALVE = ("the first half of the classes trains and the rest tests, so at least 4 are needed (2 to train on, 2 "
-                    "to tell apart)")
+TOO_FEW_TO_HALVE = ("the first half of the classes trains and the rest tests, so at least 4 are needed (2 to train on, "
+                    "2 to tell apart)")
 
 
 class FolderMetric(ImageSet):
