@@ -85,7 +85,10 @@ def build_parser():
     group.add_argument("--teacher_load", type=options.path, metavar="PATH",
                        help="weights of the teacher; what you don't give of it, and of the data, is taken from it "
                             "and from the config.json beside it")
-    options.add_data_options(parser)
+    group = options.add_data_options(parser)
+    group.add_argument("--unlabelled", type=options.path, metavar="DIR",
+                       help="train on all pictures in this folder and below it, without labels; --dataset and --data "
+                            "then give the test set alone")
     group = parser.add_argument_group("loss terms (at least one ratio above 0)")
     for term in TERMS:
         group.add_argument("--{}_ratio".format(term.name), type=options.not_negative_float, default=0, metavar="RATIO",
@@ -115,7 +118,13 @@ def check(args, given):
             options.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
     if args.teacher_load is None:
         raise UsageError("--teacher_load is missing: the weights of the teacher, a best.pth of run.py")
-    return any(term.way.needs_pairs for term in terms)
+    needing = ["--{}_ratio".format(term.name) for term in terms if term.way.needs_pairs]
+    if args.unlabelled is not None:
+        options.refuse_idle(given, ("num_image_per_class", "no_train_recall"), "with --unlabelled")
+        if needing:
+            raise UsageError("{} needs labels, and pictures of --unlabelled have none; leave it out".format(
+                " and ".join(needing)))
+    return bool(needing)
 
 
 def build_step(student, teacher, args):

@@ -5,28 +5,30 @@ from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, sho
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
 from dataset.cub200 import CUB2011Metric
-from dataset.decoding import BrokenPicturesError, load_resized
+from dataset.decoding import RESIZES, BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 from dataset.picturelist import ListMetric
+from dataset.unlabelled import UnlabelledPictures, shared_files
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
-__all__ = ["DATASETS", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric", "ListMetric",
-           "SyntheticBirdsMetric", "STOP_SIGNALS", "LoadingError", "EvaluationLoader", "TrainLoader", "default_workers",
-           "end_loading", "load_resized", "resized_size", "open_pictures", "load_splits", "passed_over", "shown",
-           "usable_cores", "workers_that_fit"]
+__all__ = ["DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "ImageSet", "CUB2011Metric", "FolderMetric",
+           "ListMetric", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
+           "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size",
+           "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores", "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
 DATASETS = {"cub200": CUB2011Metric, "folder": FolderMetric, "list": ListMetric, "synthetic": SyntheticBirdsMetric}
 
 
-def load_splits(name, root, download=False, test_alone=False):
+def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
     """Return {"train": training set, "test": test set} of the data set called ``name`` on the command line.
 
     Args:
         name: see ``DATASETS``.
         download: fetch the pictures if they are not there; ignored by data sets that can't be downloaded.
         test_alone: where there is no training set, return the test set alone.
+        unlabelled: a folder of pictures, which are the training set instead of that of the data set; None for none.
 
     Raises:
         DatasetError: the pictures are missing or incomplete; the download fails; ``root`` is a file.
@@ -36,6 +38,8 @@ def load_splits(name, root, download=False, test_alone=False):
         raise DatasetError("{}: this is a file, and --dataset {} takes a directory; for a list of pictures give "
                            "--dataset list".format(shown(root), name))
     options = {"download": True} if download and data_set.can_download else {}
+    if unlabelled is not None:
+        return {"train": UnlabelledPictures(unlabelled), "test": data_set(root, train=False, **options)}
     splits = {}
     try:
         splits["train"] = data_set(root, train=True, **options)

@@ -1,5 +1,6 @@
 """What every data set here is: pictures of one class each, with the attributes of torchvision's ImageFolder."""
 import collections
+import copy
 import hashlib
 import mimetypes
 import os
@@ -7,8 +8,8 @@ import stat
 
 from dataset.pictures import IMAGE_EXTENSIONS, DatasetError, open_image, shown
 
-__all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "is_picture", "list_classes", "list_images",
-           "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
+__all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "identity", "is_picture", "list_classes",
+           "list_images", "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
 
 # Folders that systems put beside pictures: in archives from a Mac, thumbnails on a Synology, on disks. They are hidden.
 OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -40,22 +41,28 @@ class ImageSet:
         classes: class names in the order of their labels.
         class_to_idx: class name -> label.
         directory, layout, gallery: as given; the gallery is None where each picture searches all others.
+        has_labels: False where all labels are 0 because nobody knows them.
+        is_a_list: whether ``root`` is a file that names each picture, not a directory; what else lies beside them is
+            left alone then.
     """
 
-    # Whether ``root`` is a file that names each picture, not a directory; what else lies there is left alone then.
+    has_labels = True
     is_a_list = False
 
     def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
                  gallery=None):
-        self.samples = samples
-        self.class_to_idx = class_to_idx
-        self.classes = sorted(class_to_idx, key=class_to_idx.get)
-        self.targets = [label for _, label in samples]
+        self._take(samples, class_to_idx)
         self.transform = transform
         self.target_transform = target_transform
         self.directory = directory
         self.layout = layout
         self.gallery = gallery
+
+    def _take(self, samples, class_to_idx):
+        self.samples = samples
+        self.class_to_idx = class_to_idx
+        self.classes = sorted(class_to_idx, key=class_to_idx.get)
+        self.targets = [label for _, label in samples]
 
     @property
     def imgs(self):
@@ -66,8 +73,9 @@ class ImageSet:
         left_out = set(indices)
         samples = [sample for index, sample in enumerate(self.samples) if index not in left_out]
         labels = {label for _, label in samples}
-        return ImageSet(samples, {name: label for name, label in self.class_to_idx.items() if label in labels},
-                        self.transform, self.target_transform, self.directory, self.layout)
+        fewer = copy.copy(self)
+        fewer._take(samples, {name: label for name, label in self.class_to_idx.items() if label in labels})
+        return fewer
 
     def fingerprint(self, checksums):
         """Return a digest of which pictures these are, by their paths below ``directory``, their labels and
@@ -141,7 +149,7 @@ def walk(directory, above=None):
     """
     above = _identities_above(directory) if above is None else above
     try:
-        entries, here = sorted(os.scandir(directory), key=lambda entry: entry.name), _identity(directory)
+        entries, here = sorted(os.scandir(directory), key=lambda entry: entry.name), identity(directory)
     except OSError as error:
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
     if here in above:
@@ -152,8 +160,9 @@ def walk(directory, above=None):
         yield from walk(os.path.join(directory, name), above + (here,))
 
 
-def _identity(directory):
-    status = os.stat(directory)
+def identity(path):
+    """Return what tells a file or folder from all others, whatever path leads to it; OSError if there is none."""
+    status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
@@ -161,7 +170,7 @@ def _identities_above(directory):
     folder, found = os.path.abspath(directory), []
     while folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-        found.append(_identity(folder))
+        found.append(identity(folder))
     return tuple(found)
 
 
@@ -201,7 +210,7 @@ def split_of_class_folders(directory, names, first_label=0):
         DatasetError: a class folder holds no picture.
     """
     samples, class_to_idx = [], {}
-    above = _identities_above(directory) + (_identity(directory),)  # the same for all of them
+    above = _identities_above(directory) + (identity(directory),)  # the same for all of them
     for label, name in enumerate(names, first_label):
         paths = list_images(os.path.join(directory, name), above)
         if not paths:

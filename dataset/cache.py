@@ -59,7 +59,7 @@ class CachedPictures(Pictures):
 
 
 def open_pictures(paths, side, where="auto", beside=None, description="pictures", skip_broken=False,
-                  truncated="refuse"):
+                  truncated="refuse", resize="square"):
     """Return the resized pictures of ``paths``: from their cache, which is made on first use, or decoded each time.
 
     Args:
@@ -69,14 +69,14 @@ def open_pictures(paths, side, where="auto", beside=None, description="pictures"
         beside: a directory in which a folder more does no harm; None if there is none.
         description: what these pictures are, for the bar and the printed line.
         skip_broken: leave out pictures that can't be read; attribute ``skipped`` of the result says which.
-        truncated: as in ``load_resized``.
+        truncated, resize: as in ``load_resized``.
 
     Raises:
         BrokenPicturesError: there is a cache, and pictures that can't be read; names all of them.
         DatasetError: the directory ``where`` can't be written; the machine is short of file descriptors or of memory.
         MemoryError: it is short of memory.
     """
-    decoded = DecodedPictures(paths, side, truncated)
+    decoded = DecodedPictures(paths, side, truncated, resize)
     if where == "off":
         return _decoded(decoded, description, skip_broken)
     name, needed = _name(decoded), len(paths) * side * side * 3
@@ -137,8 +137,11 @@ def gigabytes(count):
 
 
 def _name(decoded):
-    """Return the name of the cache of these pictures. Its first half depends on their paths and their side only."""
+    """Return the name of the cache of these pictures. Its first half depends on their paths and how they are resized
+    only."""
     which = hashlib.sha256("{} {}".format(decoded.side, decoded.count).encode())
+    if decoded.resize != "square":  # caches of earlier versions, which knew no other way, keep their names
+        which.update(" {}\n".format(decoded.resize).encode())
     state = hashlib.sha256("{} {} {}".format(VERSION, decoded.truncated, PIL.__version__).encode())
     for path in decoded.paths:
         which.update((os.path.abspath(path) + "\n").encode("utf-8", "surrogateescape"))

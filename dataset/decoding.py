@@ -10,7 +10,7 @@ from tqdm import tqdm
 from dataset.base import usable_cores
 from dataset.pictures import DatasetError, UnreadablePicture, checksum_of, open_image
 
-__all__ = ["BrokenPicturesError", "Pictures", "DecodedPictures", "load_resized", "for_each", "list_of"]
+__all__ = ["BrokenPicturesError", "Pictures", "DecodedPictures", "RESIZES", "load_resized", "for_each", "list_of"]
 
 CHUNK = 32  # pictures that a thread takes at a time
 
@@ -19,13 +19,36 @@ class BrokenPicturesError(DatasetError):
     """All pictures that can't be read: one line each."""
 
 
-def load_resized(path, side, truncated="refuse"):
-    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased, aspect ratio not kept.
+def _whole(width, height, side):
+    return 0, 0, width, height
+
+
+def _middle_square(width, height, side):
+    """Return the box that is seen when the short side becomes ``side`` and then the middle square is cut out; rounded
+    as by torchvision's Resize and CenterCrop, of whole pixels of the resized picture."""
+    def kept(length):
+        resized = int(side * length / min(width, height))
+        start = round((resized - side) / 2)
+        return start * length / resized, (start + side) * length / resized
+
+    (left, right), (top, bottom) = kept(width), kept(height)
+    return left, top, right, bottom
+
+
+# The values of --resize: which box of a picture becomes the resized one, (width, height, side) -> box.
+RESIZES = {"square": _whole, "short": _middle_square}
+
+
+def load_resized(path, side, truncated="refuse", resize="square"):
+    """Return the picture at ``path`` as uint8, side x side x 3: bilinear, antialiased.
 
     Args:
         truncated: as in ``open_image``.
+        resize: "square" squeezes the whole picture into the square. "short" keeps the aspect ratio: the short side
+            becomes ``side``, and of the long one the middle is kept.
     """
-    return np.asarray(open_image(path, truncated).resize((side, side), Image.BILINEAR))
+    image = open_image(path, truncated)
+    return np.asarray(image.resize((side, side), Image.BILINEAR, RESIZES[resize](*image.size, side)))
 
 
 class Pictures:
@@ -54,17 +77,18 @@ class DecodedPictures(Pictures):
     """Resized pictures, decoded each time.
 
     Args:
-        paths, side, truncated: as in ``load_resized``.
+        paths, side, truncated, resize: as in ``load_resized``.
     """
 
-    def __init__(self, paths, side, truncated="refuse"):
+    def __init__(self, paths, side, truncated="refuse", resize="square"):
         super().__init__(len(paths), {})
         self.paths = paths
         self.side = side
         self.truncated = truncated
+        self.resize = resize
 
     def __getitem__(self, index):
-        return load_resized(self.paths[self._kept[index]], self.side, self.truncated)
+        return load_resized(self.paths[self._kept[index]], self.side, self.truncated, self.resize)
 
     def checksums(self, description="pictures"):
         """Return ``checksum_of`` each picture."""

@@ -2,11 +2,11 @@
 import collections
 import os
 
-from dataset import (EvaluationLoader, TrainLoader, load_splits, open_pictures, passed_over, resized_size, shown,
-                     workers_that_fit)
+from dataset import (EvaluationLoader, TrainLoader, load_splits, open_pictures, passed_over, resized_size, shared_files,
+                     shown, workers_that_fit)
 from engine import ranks
 from engine.errors import UsageError
-from metric.batchsampler import NPairs
+from metric.batchsampler import NPairs, Uniform
 
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
@@ -14,8 +14,10 @@ SHOWN_KINDS = 20
 NAMES = {"train": "training", "test": "test"}
 
 Data = collections.namedtuple("Data", "batches evaluation")
-Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or None where nothing is trained.
-evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall the second only.
+Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
+labels; None where nothing is trained.
+evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall, and where training
+pictures have no labels, the second only.
 """
 
 
@@ -28,8 +30,10 @@ def open_data(run):
     """
     args = run.args
     splits = ranks.machine_by_machine(lambda: load_splits(
-        args.dataset, args.data, args.download, test_alone=not run.trains))
-    measured = [split for split in splits if split == "test" or not args.no_train_recall]
+        args.dataset, args.data, args.download, test_alone=not run.trains,
+        unlabelled=getattr(args, "unlabelled", None)))
+    measured = [split for split, images in splits.items()
+                if split == "test" or images.has_labels and not args.no_train_recall]
     used = splits if run.trains else {split: splits[split] for split in measured}
     _tell_layout(splits)
     may_skip = args.skip_broken or args.skip_single
@@ -61,8 +65,10 @@ def _loaders(run, splits, pictures, measured):
     args, pinned, size = run.args, run.device.type != "cpu", -(-run.args.batch // ranks.count())
     workers, batches = workers_that_fit(args.workers, size * 3 * args.image_size ** 2), None
     if run.trains:
-        drawn = NPairs(splits["train"], args.batch, args.num_image_per_class, args.iter_per_epoch, seed=args.seed)
-        batches = TrainLoader(splits["train"], drawn, args.image_size, args.seed, workers, pinned,
+        train = splits["train"]
+        drawn = (NPairs(train, args.batch, args.num_image_per_class, args.iter_per_epoch, args.seed)
+                 if train.has_labels else Uniform(len(train), args.batch, args.iter_per_epoch, args.seed))
+        batches = TrainLoader(train, drawn, args.image_size, args.seed, workers, pinned,
                               pictures["train"], ranks.span(args.batch))
     return Data(batches, {
         split: EvaluationLoader(splits[split], size, args.image_size, workers, pinned, pictures[split],
@@ -76,7 +82,12 @@ def _name(split):
 def _tell_layout(splits):
     """Print where the pictures are, and which files there are not taken for pictures."""
     print("Pictures: {}".format(shown(splits["test"].layout)))
-    others = passed_over(splits.values()) if ranks.is_first() else None
+    looked_through = list(splits.values())
+    if "train" in splits and not splits["train"].has_labels:
+        # The test set's folder may hold the training set, too, which is not opened; its pictures are not passed over.
+        looked_through = [splits["train"]]
+        print("Pictures without labels: {}".format(shown(splits["train"].layout)), flush=True)
+    others = passed_over(looked_through) if ranks.is_first() else None
     if others:
         kinds = ["{} {}".format(count, shown(kind)) for kind, count in others.most_common()]
         print("Passed over: {} files there that are not taken for pictures: {}".format(
@@ -86,7 +97,7 @@ def _tell_layout(splits):
 def _open_all(splits, args):
     """Return {split: its resized pictures}."""
     with_classes = {os.path.realpath(images.directory) for images in splits.values()
-                    if images.directory and not images.is_a_list}
+                    if images.directory and images.has_labels and not images.is_a_list}
     if args.cache not in ("auto", "off") and os.path.dirname(os.path.realpath(args.cache)) in with_classes:
         raise UsageError("--cache {}: this is among the class folders, and would be taken for one; give another "
                          "directory".format(args.cache))
@@ -96,7 +107,7 @@ def _open_all(splits, args):
     for split, images in splits.items():
         pictures[split] = open_pictures(
             [path for path, _ in images.samples], resized_size(args.image_size), args.cache,
-            beside, _name(split), args.skip_broken, args.truncated)
+            beside, _name(split), args.skip_broken, args.truncated, args.resize)
         if args.skip_single:
             pictures[split] = pictures[split].without(_single(images, pictures[split].skipped))
     return pictures
@@ -123,7 +134,7 @@ def _tell_skipped(skipped, splits):
 
 def _check(splits, run, measured):
     """Print the sizes of the splits, and refuse pictures that don't fit the job: one class only, classes of one picture
-    where pairs are needed, fewer pictures than asked for."""
+    where pairs are needed, fewer pictures than asked for. Pictures without labels have no classes to look at."""
     args = run.args
     print("Number of images in Training Set: {}".format(len(splits["train"]) if "train" in splits else 0))
     print("Number of images in Test set: {}".format(len(splits["test"])), flush=True)
@@ -132,6 +143,9 @@ def _check(splits, run, measured):
         print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
               "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
     for split, images in splits.items():
+        if not images.has_labels:
+            _check_unlabelled(images, [other for other in splits.values() if other is not images], args.batch)
+            continue
         name = NAMES[split]
         if len(images.classes) < 2:
             raise UsageError("the {} set has {}; at least 2 classes are needed".format(
@@ -150,6 +164,19 @@ def _check(splits, run, measured):
             raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
                              "{} make {}; lower the one or raise the other".format(
                                  args.batch, len(counts), args.num_image_per_class, most))
+
+
+def _check_unlabelled(images, others, batch):
+    """Refuse fewer pictures without labels than a batch takes; warn of those that are in ``others``, too, the sets that
+    are measured."""
+    if batch > len(images):
+        raise UsageError("--batch {} is more than the {} pictures in {}; lower it or add pictures".format(
+            batch, len(images), shown(images.directory)))
+    shared = shared_files(images, others) if ranks.is_first() else 0
+    if shared:
+        print("Warning: {} of {} test pictures are also among those that are trained on; no label is used, but the "
+              "recall is then transductive, not that of pictures that the network has never seen".format(
+                  shared, sum(map(len, others))), flush=True)
 
 
 def _check_single(split, single, classes, needs_pairs):

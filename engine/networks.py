@@ -3,6 +3,7 @@ import collections
 import os
 import reprlib
 
+from dataset import RESIZES
 from engine import ranks
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
@@ -13,14 +14,15 @@ from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fuse
 
 NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
 # What they are in a config.json.
-DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "skip_broken": bool, "skip_single": bool,
-                "truncated": str}
+DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "resize": str, "skip_broken": bool,
+                "skip_single": bool, "truncated": str}
+OF_ANY_DATA = ("image_size", "resize")  # those that hold for other pictures, too
 KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
 NetworkFile.__doc__ = """A network's ``.pth``: its path, its state dict, and the options that are known of it: what the
-tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``), and what
-the ``config.json`` beside the file says, if there is one."""
+tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``,
+``resize``), and what the ``config.json`` beside the file says, if there is one."""
 
 
 def describe(options):
@@ -42,7 +44,7 @@ def read_network_file(path):
     found = {"base": _base_of(there.weights), "embedding_size": int(there.weights["linear.weight"].shape[0])}
     if there.notes is not None:
         found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", (
-            "l2normalize", "image_size")))
+            "l2normalize",) + OF_ANY_DATA))
     config = read_config(os.path.dirname(path))
     options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
                                                  "mend or remove it, and give the options", KINDS)
@@ -72,7 +74,8 @@ def _checked(values, source, advice, names):
         raise WeightsError("{} gives its options as a {}; {}".format(source, type(values).__name__, advice))
     options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
-        if type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE:
+        if (type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE
+                or name == "resize" and value not in RESIZES):
             raise WeightsError("{} gives {} the value {}; {}".format(
                 source, name, reprlib.repr(value) if isinstance(value, (str, int)) else type(value).__name__, advice))
     return options
@@ -97,7 +100,7 @@ def adopt_data(args, given, file):
     """Set the data options that are not given to those that the network in a ``NetworkFile`` was trained with."""
     taken = {name: file.options[name] for name in DATA_OPTIONS if name not in given and name in file.options}
     if "dataset" in given and args.dataset != file.options.get("dataset"):
-        taken = {name: value for name, value in taken.items() if name == "image_size"}  # the rest is of another set
+        taken = {name: value for name, value in taken.items() if name in OF_ANY_DATA}  # the rest is of another set
     changes = {name: value for name, value in taken.items() if getattr(args, name) != value}
     for name, value in changes.items():
         setattr(args, name, value)
@@ -109,7 +112,7 @@ def adopt_data(args, given, file):
 
 def tell_guesses(args, given, file, prefix="", with_data=False):
     """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken. Print,
-    too, that the file was trained with another --image_size where nobody asked for that."""
+    too, that the file was trained with another --image_size or --resize where nobody asked for that."""
     wanted = {"l2normalize": prefix + "l2normalize"}
     if with_data:
         wanted["image_size"] = "image_size"
@@ -118,18 +121,19 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
     if words:
         print("Warning: {} doesn't say how its network was trained; {} {} taken: give {} to be sure".format(
             file.path, " and ".join(words), *("are", "them") if len(words) > 1 else ("is", "it")), flush=True)
-    noted = file.options.get("image_size", args.image_size)
-    if "image_size" not in given and noted != args.image_size:
-        print("Note: {} was trained with --image_size {}; this run takes {}".format(
-            file.path, noted, args.image_size), flush=True)
+    for name in OF_ANY_DATA:
+        noted, taken = file.options.get(name, getattr(args, name)), getattr(args, name)
+        if name not in given and noted != taken:
+            print("Note: {} was trained with --{} {}; this run takes {}".format(file.path, name, noted, taken),
+                  flush=True)
 
 
 def build_network(options, file=None, pretrained=None, **backbone_options):
     """Return the embedding network that ``options`` (base, embedding_size, l2normalize) describe.
 
     Args:
-        options: a dict, perhaps with the image_size that it is trained on. file: a ``NetworkFile`` with its weights, or
-            None.
+        options: a dict, perhaps with the image_size and resize that it is trained with. file: a ``NetworkFile`` with
+            its weights, or None.
         pretrained: path of weights of the backbone; None for random ones. Not looked at beside ``file``.
 
     Raises:
@@ -137,7 +141,7 @@ def build_network(options, file=None, pretrained=None, **backbone_options):
     """
     backbone = build_backbone(options["base"], None if file else pretrained, **backbone_options)
     network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"],
-                              options.get("image_size"))
+                              options.get("image_size"), options.get("resize"))
     if file:
         try:
             network.load_state_dict(file.weights)
@@ -151,6 +155,8 @@ def open_network(run, prefix="", title="Network"):
     """Return the network that the options of ``run`` with this prefix describe, with its weights, on its device."""
     options = {name: getattr(run.args, prefix + name) for name in NETWORK_OPTIONS}
     options["image_size"] = run.args.image_size
+    if run.args.resize != "square":  # a file that doesn't say it means this
+        options["resize"] = run.args.resize
     more = {} if prefix else {"pretrained": run.pretrained, "zero_init_residual": run.args.zero_init_residual}
     # Taken out of the run: its weights need no memory any more.
     network = place(build_network(options, run.files.pop(prefix, None), **more), run.device)

@@ -5,13 +5,14 @@ import math
 import os
 import sys
 
-from dataset import DATASETS, default_workers, usable_cores
+from dataset import DATASETS, RESIZES, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.precision import PRECISIONS
 from model import BACKBONES
 
-Command = collections.namedtuple("Command", "script args given")
-Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives."""
+Command = collections.namedtuple("Command", "script args given defaults")
+Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, and
+{name: value} of all that it would be without any."""
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
 PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
@@ -104,6 +105,10 @@ def add_data_options(parser):
         ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
     group.add_argument("--image_size", type=_whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
                        help="side of the crop that the network sees; pictures are resized to 8/7 of it first")
+    group.add_argument("--resize", choices=tuple(RESIZES), default="square",
+                       help="square: the whole picture is squeezed into a square, as in RKD's code; short: the short "
+                            "side becomes 8/7 of --image_size and the middle square is kept, as in most other papers "
+                            "on metric learning")
     group.add_argument("--workers", type=_whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
@@ -118,6 +123,7 @@ def add_data_options(parser):
                             "each is decoded once; auto: in a hidden folder of --data or, if class folders lie there "
                             "or it can't be written, in the user's cache directory, as for a list. python3 -m "
                             "dataset.caches lists and removes them")
+    return group
 
 
 def add_network_options(parser, title, prefix=""):
@@ -194,7 +200,8 @@ def parse(parser, argv=None):
     args.recall = list(dict.fromkeys(args.recall))
     typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
     return Command(parser.prog, args, {action.dest for action in parser._actions
-                                       if typed & set(action.option_strings)})
+                                       if typed & set(action.option_strings)},
+                   {name: parser.get_default(name) for name in vars(args)})
 
 
 def refuse_idle(given, names, reason):
@@ -229,7 +236,12 @@ def check_data(args):
 
 
 def check_batches(args, needs_pairs):
-    """Refuse (UsageError) training batches that hold only one class or, where the loss needs pairs, none."""
+    """Refuse (UsageError) training batches of a single picture or, where pictures have labels, those that hold only one
+    class or, where the loss needs pairs, none."""
+    if getattr(args, "unlabelled", None) is not None:
+        if args.batch < 2:
+            raise UsageError("--batch 1 holds no two pictures to compare; take at least 2")
+        return
     if needs_pairs and args.num_image_per_class < 2:
         raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "
                          "such pairs; take at least 2")

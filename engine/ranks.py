@@ -28,7 +28,7 @@ from engine.interruption import agree_with, default_interruptions
 PATIENCE = datetime.timedelta(minutes=15)
 PATIENCE_FOR_PICTURES = datetime.timedelta(days=1)  # a machine may have to fetch and decode them
 # Options that may differ between the ranks of one run.
-MAY_DIFFER = {"workers", "threads", "cache", "device", "data", "download"}
+MAY_DIFFER = {"workers", "threads", "cache", "device", "data", "unlabelled", "download"}
 # Texts of the errors of gloo and NCCL (they have no class of their own) when another rank is gone.
 LOST = ("connection closed", "connection reset", "closed by peer", "broken pipe", "timed out waiting",
         "wait timeout", "communicator was aborted", "remote process exited", "watchdog caught collective")

@@ -10,7 +10,7 @@ Where each formula is, with its shapes and corner cases:
     negatives for a triplet loss     metric.pairsampler (AllPairs, HardNegative, SemiHardNegative, ...)
     distance-weighted sampling,      distance_weights in metric.pairsampler
       with the quirk of the reference
-    which images share a batch       NPairs in metric.batchsampler
+    which images share a batch       NPairs, Uniform in metric.batchsampler
     Recall@K                         recall_by_definition in metric.retrieval; recall there is the fast way
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss

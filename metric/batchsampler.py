@@ -1,11 +1,11 @@
-"""The batch sampler: which images share a batch."""
+"""The batch samplers: which images share a batch."""
 
 import operator
 
 import numpy as np
 import torch
 
-__all__ = ["NPairs"]
+__all__ = ["NPairs", "Uniform"]
 
 
 def _labels_of(data_source):
@@ -25,7 +25,76 @@ def _labels_of(data_source):
         raise TypeError("labels must be integers: give .targets, .samples, .imgs or a sequence of labels") from None
 
 
-class NPairs:
+class _BatchSampler:
+    """What all batch samplers have: arguments, numbered batches, epochs; `NPairs` describes them. Each adds `_drawn`, a
+    batch of a random generator."""
+
+    def __init__(self, batch_size, iter_per_epoch, seed):
+        self.batch_size = operator.index(batch_size)
+        self.iter_per_epoch = operator.index(iter_per_epoch)
+        self.seed = int(torch.randint(2 ** 62, ())) if seed is None else operator.index(seed)
+        self.epoch = 0
+        self._check_least(batch_size=2, iter_per_epoch=1, seed=0)
+
+    def _check_least(self, **least):
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError("{} must be at least {}, got {}".format(name, value, getattr(self, name)))
+
+    def set_epoch(self, epoch):
+        """Let the next iteration draw epoch `epoch`, and the one after it epoch `epoch` + 1."""
+        self.epoch = operator.index(epoch)
+        if self.epoch < 0:
+            raise ValueError("epoch must be at least 0, got {}".format(epoch))
+
+    def draw(self, epoch, b):
+        """Batch `b` of epoch `epoch`: a list of `batch_size` image indices."""
+        if epoch < 0 or not 0 <= b < self.iter_per_epoch:
+            raise ValueError("needs epoch >= 0 and 0 <= b < {}, got epoch {} and b {}".format(
+                self.iter_per_epoch, epoch, b))
+        return self._drawn(np.random.default_rng([self.seed, epoch, b]))
+
+    def __iter__(self):
+        # The body of a generator runs from its first batch on. A DataLoader with workers makes one iterator that it
+        # never uses, and that one must not count as an epoch.
+        epoch = self.epoch
+        self.epoch = epoch + 1
+        for b in range(self.iter_per_epoch):
+            yield self.draw(epoch, b)
+
+    def __len__(self):
+        return self.iter_per_epoch
+
+
+class Uniform(_BatchSampler):
+    """Batches of distinct images, drawn from all of them with the same chance, whatever their labels.
+
+    Each batch is drawn by itself, as in `NPairs`; it is no part of a pass over all images. So some come again before
+    others have come: N / batch_size batches show about 63 percent of the N images, three times as many 95 percent.
+
+    Batch b of epoch e depends on (seed, e, b) alone, and iterations are epochs, as in `NPairs`.
+
+    Args:
+        count: number of images, N, at least `batch_size`.
+        batch_size, iter_per_epoch, seed: as in `NPairs`.
+
+    Attributes: as of `NPairs`.
+
+    Raises:
+        ValueError: an argument out of range. TypeError: an argument that is no integer.
+    """
+
+    def __init__(self, count, batch_size, iter_per_epoch=200, seed=None):
+        super().__init__(batch_size, iter_per_epoch, seed)
+        self.count = operator.index(count)
+        if self.count < self.batch_size:
+            raise ValueError("batch_size {} is more than {} images".format(self.batch_size, self.count))
+
+    def _drawn(self, generator):
+        return generator.choice(self.count, self.batch_size, replace=False).tolist()
+
+
+class NPairs(_BatchSampler):
     """Batches of several images of each of several classes (after Sohn, N-pair loss, NIPS 2016).
 
     For each batch the classes are shuffled, min(m, class size) distinct images of each in turn are drawn until
@@ -55,11 +124,9 @@ class NPairs:
     """
 
     def __init__(self, data_source, batch_size, m=5, iter_per_epoch=200, seed=None):
-        self.batch_size = operator.index(batch_size)
+        super().__init__(batch_size, iter_per_epoch, seed)
         self.m = operator.index(m)
-        self.iter_per_epoch = operator.index(iter_per_epoch)
-        self.seed = int(torch.randint(2 ** 62, ())) if seed is None else operator.index(seed)
-        self.epoch = 0
+        self._check_least(m=1)
         images = {}
         for index, label in enumerate(_labels_of(data_source)):
             images.setdefault(label, []).append(index)
@@ -69,9 +136,6 @@ class NPairs:
         self._check()
 
     def _check(self):
-        for name, least in (("batch_size", 2), ("m", 1), ("iter_per_epoch", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError("{} must be at least {}, got {}".format(name, least, getattr(self, name)))
         if len(self._classes) < 2:
             raise ValueError("needs at least 2 classes, the data set has {}".format(len(self._classes)))
         sizes = [len(images) for images in self._classes]
@@ -88,18 +152,7 @@ class NPairs:
         """Sorted labels of the classes with a single image, which never give a positive pair."""
         return [label for label, images in self._images.items() if len(images) == 1]
 
-    def set_epoch(self, epoch):
-        """Let the next iteration draw epoch `epoch`, and the one after it epoch `epoch` + 1."""
-        self.epoch = operator.index(epoch)
-        if self.epoch < 0:
-            raise ValueError("epoch must be at least 0, got {}".format(epoch))
-
-    def draw(self, epoch, b):
-        """Batch `b` of epoch `epoch`: a list of `batch_size` image indices."""
-        if epoch < 0 or not 0 <= b < self.iter_per_epoch:
-            raise ValueError("needs epoch >= 0 and 0 <= b < {}, got epoch {} and b {}".format(
-                self.iter_per_epoch, epoch, b))
-        generator = np.random.default_rng([self.seed, epoch, b])
+    def _drawn(self, generator):
         batch = []
         for c in generator.permutation(len(self._classes)):
             images = self._classes[c]
@@ -107,14 +160,3 @@ class NPairs:
             if len(batch) >= self.batch_size:
                 break
         return batch[:self.batch_size]
-
-    def __iter__(self):
-        # The body of a generator runs from its first batch on. A DataLoader with workers makes one iterator that it
-        # never uses, and that one must not count as an epoch.
-        epoch = self.epoch
-        self.epoch = epoch + 1
-        for b in range(self.iter_per_epoch):
-            yield self.draw(epoch, b)
-
-    def __len__(self):
-        return self.iter_per_epoch

@@ -19,22 +19,25 @@ class LinearEmbedding(nn.Module):
         embedding_size: width of the embedding, d.
         normalize: divide each embedding by its L2 norm (Park et al. 2019 do so for the teacher, not for the student).
         image_size: side of the pictures that it is trained on; None if not known.
+        resize: how these are made square, a value of --resize; None: squeezed.
 
-    A state dict of it, and a file of that, also says what its tensors don't show: ``normalize`` and ``image_size``.
+    A state dict of it, and a file of that, also says what its tensors don't show: ``normalize``, ``image_size`` and
+    ``resize``.
     """
 
-    def __init__(self, base, output_size=512, embedding_size=128, normalize=True, image_size=None):
+    def __init__(self, base, output_size=512, embedding_size=128, normalize=True, image_size=None, resize=None):
         super().__init__()
         self.base = base
         self.linear = nn.Linear(output_size, embedding_size)
         self.normalize = normalize
         self.image_size = None if image_size is None else int(image_size)
+        self.resize = resize
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         # PyTorch keeps such notes of each module beside the tensors, in files too. Strict loading looks at the names of
         # tensors only, so any code, and the reference, loads the file as before.
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        notes = {"l2normalize": bool(self.normalize), "image_size": self.image_size}
+        notes = {"l2normalize": bool(self.normalize), "image_size": self.image_size, "resize": self.resize}
         if hasattr(destination, "_metadata"):  # a dict that the caller brought may have none
             destination._metadata[prefix[:-1]][NOTES] = {
                 name: value for name, value in notes.items() if value is not None}

@@ -88,6 +88,12 @@ def distil_for(teacher, *more, base="tiny"):
             "--l2normalize", "false"] + SMALL + [str(word) for word in more]
 
 
+def without_labels(argv, folder):
+    """Return these options of a distillation for one that trains on the pictures in ``folder``, without labels."""
+    at = argv.index("--num_image_per_class")
+    return argv[:at] + ["--unlabelled", str(folder)] + argv[at + 2:]
+
+
 @pytest.fixture(scope="session")
 def whole(pictures, tmp_path_factory):
     """The --save_dir of a run that nobody disturbed."""

@@ -1,4 +1,4 @@
-"""NPairs: what a batch holds, and what it depends on."""
+"""NPairs and Uniform: what a batch holds, and what it depends on."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from metric.batchsampler import NPairs
+from metric.batchsampler import NPairs, Uniform
 
 # Classes of 7, 3, 1, 9 and 6 images, labels neither sorted nor dense.
 LABELS = np.random.RandomState(0).permutation([10] * 7 + [3] * 3 + [5] * 1 + [42] * 9 + [0] * 6).tolist()
@@ -153,3 +153,46 @@ def test_labels_must_be_integers():
 def test_draw_knows_its_epoch(epoch, b):
     with pytest.raises(ValueError, match="b < 20"):
         batches_of().draw(epoch, b)
+
+
+def test_a_uniform_batch_holds_distinct_images():
+    for count, batch_size in ((12, 12), (13, 12), (200, 7), (10 ** 6, 64)):
+        for batch in Uniform(count, batch_size, iter_per_epoch=20, seed=3):
+            assert all(type(index) is int and 0 <= index < count for index in batch)
+            assert len(batch) == batch_size == len(set(batch)), "an image twice"
+
+
+def test_uniform_batches_are_drawn_evenly():
+    images, pairs, firsts = Counter(), Counter(), Counter()
+    for batch in Uniform(10, 4, iter_per_epoch=3000, seed=0):
+        images.update(batch)
+        pairs.update((a, b) for a in batch for b in batch if a < b)
+        firsts[batch[0]] += 1
+    # Means of 1200, 3000 * 6 / 45 = 400 and 300; standard deviations of 27, 19 and 16.
+    assert len(images) == 10 and all(abs(count - 1200) < 135 for count in images.values())
+    assert len(pairs) == 45 and all(abs(count - 400) < 95 for count in pairs.values())
+    assert len(firsts) == 10 and all(abs(count - 300) < 80 for count in firsts.values())
+
+
+def test_uniform_batches_depend_on_seed_epoch_and_number_alone():
+    sampler = Uniform(100, 8, iter_per_epoch=20, seed=1)
+    epochs = [list(sampler), list(sampler)]
+    assert len(sampler) == 20 and len({tuple(batch) for epoch in epochs for batch in epoch}) == 40
+    again = Uniform(100, 8, iter_per_epoch=30, seed=1)
+    assert [[again.draw(epoch, b) for b in reversed(range(20))][::-1] for epoch in (0, 1)] == epochs
+    assert list(Uniform(100, 8, iter_per_epoch=20, seed=2)) != epochs[0]
+    sampler.set_epoch(1)
+    assert list(sampler) == epochs[1]
+    with pytest.raises(ValueError, match="b < 20"):
+        sampler.draw(0, 20)
+
+
+@pytest.mark.parametrize("settings, shown", [
+    ({"count": 3}, "batch_size 4 is more than 3 images"),
+    ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+    ({"iter_per_epoch": 0}, "iter_per_epoch must be at least 1, got 0"),
+    ({"seed": -1}, "seed must be at least 0, got -1"),
+])
+def test_refusals_of_uniform_batches(settings, shown):
+    with pytest.raises(ValueError, match=shown):
+        Uniform(**dict(dict(count=9, batch_size=4, seed=0), **settings))

@@ -8,7 +8,7 @@ import torch
 
 import run
 import run_distill
-from conftest import argv_for, distil_for, make_pictures, options_for
+from conftest import argv_for, distil_for, make_pictures, options_for, without_labels
 from dataset import EvaluationLoader, FolderMetric
 from engine import loop, ranks
 from engine.batchnorm import synchronised
@@ -20,6 +20,8 @@ from processes import call_in_ranks, codes, complete, start_ranks
 from tiny import TinyResNet
 
 CPU = torch.device("cpu")
+# Few steps: where a triplet's hinge lies on the last digit, two runs part for good.
+SHORT = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--precision", "fp32"]
 BATCH = 10  # 3 ranks take 3, 3 and 4 of it
 RATIOS = {"angle": "2", "dark": "0.5", "at": "10", "triplet": "3"}
 CASES = ([("triplet", loss, sample) for loss in LOSSES for sample in pairsampler.SAMPLERS]
@@ -164,6 +166,22 @@ def _train_with_sgd(script, argv):
     assert {"run": run, "run_distill": run_distill}[script].main(argv) == 0
 
 
+def _assert_same_epoch(tmp_path, count, script, argv, tolerance):
+    """Weights that several processes and one have trained differ by ``tolerance`` of their way at most."""
+    for name, processes in (("alone", 1), ("several", count)):
+        call_in_ranks(processes, _train_with_sgd, script, argv + ["--save_dir", str(tmp_path / name)])
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+            for name in ("alone", "several")]
+    assert logs[1][0]["recall"] == logs[0][0]["recall"]
+    assert logs[1][1]["loss"] == pytest.approx(logs[0][1]["loss"], rel=1e-4)
+    torch.manual_seed(0)
+    start = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 8, True).state_dict()
+    alone, found = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "several"))
+    moved, apart = (sum(float((alone[name] - other[name]).double().pow(2).sum()) for name in alone
+                        if name.endswith(("weight", "bias"))) ** 0.5 for other in (start, found))
+    assert moved > 0 and apart < tolerance * moved, apart / moved
+
+
 @pytest.mark.parametrize("count, script, terms", [
     (2, "run", ["--sample", "all"]),
     (3, "run", ["--sample", "all"]),
@@ -175,24 +193,15 @@ def _train_with_sgd(script, argv):
     (3, "run_distill", ["--at_ratio", "100"]),
 ], ids=str)
 def test_an_epoch_is_that_of_one_process(pictures, pair, tmp_path, count, script, terms):
-    # Few steps: where a triplet's hinge lies on the last digit, two runs part for good.
-    fixed = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--precision", "fp32"] + terms
-    if script == "run_distill":
-        fixed += ["--teacher_load", str(pair / "best.pth")]
-    for name, processes in (("alone", 1), ("several", count)):
-        call_in_ranks(processes, _train_with_sgd, script, options_for(
-            pictures, *fixed, "--save_dir", str(tmp_path / name)))
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-            for name in ("alone", "several")]
-    assert logs[1][0]["recall"] == logs[0][0]["recall"]
-    assert logs[1][1]["loss"] == pytest.approx(logs[0][1]["loss"], rel=1e-4)
-    torch.manual_seed(0)
-    start = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 8, True).state_dict()
-    alone, found = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "several"))
-    moved, apart = (sum(float((alone[name] - other[name]).double().pow(2).sum()) for name in alone
-                        if name.endswith(("weight", "bias"))) ** 0.5 for other in (start, found))
+    more = ["--teacher_load", pair / "best.pth"] if script == "run_distill" else []
     # Other negatives, drawn by a generator out of step, would lead elsewhere; one hinge on the last digit does not.
-    assert moved > 0 and apart < (0.03 if "distance" in terms or "random" in terms else 1e-3) * moved, apart / moved
+    _assert_same_epoch(tmp_path, count, script, options_for(pictures, *SHORT, *terms, *more),
+                       0.03 if "distance" in terms or "random" in terms else 1e-3)
+
+
+def test_an_epoch_without_labels_is_that_of_one_process(pictures, pair, tmp_path):
+    argv = options_for(pictures, *SHORT, "--dist_ratio", "1", "--teacher_load", pair / "best.pth")
+    _assert_same_epoch(tmp_path, 2, "run_distill", without_labels(argv, pictures), 1e-3)
 
 
 def test_only_the_first_rank_prints_and_writes(pair):

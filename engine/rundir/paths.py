@@ -3,8 +3,8 @@ import contextlib
 import os
 
 # The options that are paths, and their values that are none.
-PATHS = {"data": (), "load": (), "teacher_load": (), "save_dir": (), "pretrained": ("imagenet", "none"),
-         "cache": ("auto", "off")}
+PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (),
+         "pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
 
 
 def absolute(options):

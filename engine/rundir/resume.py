@@ -12,7 +12,7 @@ from engine.rundir.state import read_state
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
                        "overwrite", "save_dir"}
 # A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
-MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "teacher_load"}
+MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "unlabelled", "teacher_load"}
 # A run that goes on takes these from the command line or this machine, never from its state.
 NEVER_FROM_THE_STATE = {"resume", "overwrite", "save_dir", "workers", "download"}
 
@@ -54,7 +54,8 @@ def _saved_run(command, args):
     if saved["script"] != command.script:
         raise UsageError("{} is of {}; go on with that script".format(path, saved["script"]))
     wanted = {name: getattr(args, name) for name in command.given}
-    differing = _differences(saved["options"], wanted, MAY_CHANGE_ON_RESUME)
+    # A run of an earlier version was made as today's defaults say, where it doesn't know an option.
+    differing = _differences({**command.defaults, **saved["options"]}, wanted, MAY_CHANGE_ON_RESUME)
     if differing:
         raise UsageError("--save_dir {} holds a run with other options ({}); leave them out to go on with it, or give "
                          "this run a directory of its own".format(args.save_dir, differing))
