@@ -1,4 +1,6 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
+import os
+
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
@@ -9,19 +11,20 @@ from dataset.decoding import RESIZES, BrokenPicturesError, load_resized
 from dataset.folder import FolderMetric
 from dataset.inshop import InShopMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
+from dataset.picturelist import ListMetric
 from dataset.sop import StanfordOnlineProductsMetric
 from dataset.unlabelled import UnlabelledPictures, shared_files
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
 __all__ = ["CROPS", "DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "FixedCrops", "ImageSet",
            "CUB2011Metric", "Cars196Metric", "StanfordOnlineProductsMetric", "InShopMetric", "FolderMetric",
-           "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
+           "ListMetric", "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
            "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size",
            "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores", "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
 DATASETS = {"cub200": CUB2011Metric, "cars196": Cars196Metric, "stanford": StanfordOnlineProductsMetric,
-            "inshop": InShopMetric, "folder": FolderMetric, "synthetic": SyntheticBirdsMetric}
+            "inshop": InShopMetric, "folder": FolderMetric, "list": ListMetric, "synthetic": SyntheticBirdsMetric}
 
 
 def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
@@ -35,9 +38,12 @@ def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
         unlabelled: a folder of pictures, which are the training set instead of that of the data set; None for none.
 
     Raises:
-        DatasetError: the pictures are missing or incomplete; the download fails.
+        DatasetError: the pictures are missing or incomplete; the download fails; ``root`` is a file.
     """
     data_set = DATASETS[name]
+    if os.path.isfile(root) and not data_set.is_a_list:
+        raise DatasetError("{}: this is a file, and --dataset {} takes a directory; for a list of pictures give "
+                           "--dataset list".format(shown(root), name))
     options = {"download": True} if download and data_set.can_download else {}
     splits = {}
     if unlabelled is None:

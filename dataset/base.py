@@ -11,6 +11,9 @@ from dataset.pictures import IMAGE_EXTENSIONS, DatasetError, open_image, shown
 __all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "identity", "is_picture", "list_classes",
            "list_images", "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
 
+# Folders that systems put beside pictures: in archives from a Mac, thumbnails on a Synology, on disks. They are hidden.
+OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
 
 class NoTrainingSet(DatasetError):
     """There are only test pictures, which can be measured, but not trained on."""
@@ -40,10 +43,13 @@ class ImageSet:
         class_to_idx: class name -> label.
         directory, layout, gallery: as given; the gallery is None where each picture searches all others.
         has_labels: False where all labels are 0 because nobody knows them.
+        is_a_list: whether ``root`` is a file that names each picture, not a directory; what else lies beside them is
+            left alone then.
     """
 
     how_to_get = ""
     has_labels = True
+    is_a_list = False
 
     def __init__(self, samples, class_to_idx, transform=None, target_transform=None, directory="", layout="",
                  gallery=None):
@@ -103,7 +109,7 @@ def list_classes(directory):
         DatasetError: the directory can't be read; a link in it is broken and not named like a file.
     """
     try:
-        return sorted(entry.name for entry in os.scandir(directory) if entry.name[0] != "." and _is_folder(entry))
+        return sorted(entry.name for entry in os.scandir(directory) if not _is_hidden(entry.name) and _is_folder(entry))
     except OSError as error:
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
 
@@ -126,7 +132,11 @@ def _is_named_like_a_file(name):
 
 def is_picture(name):
     """Whether a file is taken for a picture, by its name: a known ending, and not hidden."""
-    return name[0] != "." and name.lower().endswith(IMAGE_EXTENSIONS)
+    return not _is_hidden(name) and name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _is_hidden(name):
+    return name[0] == "." or name in OF_SYSTEMS
 
 
 def walk(directory, above=None):
@@ -147,7 +157,7 @@ def walk(directory, above=None):
         raise DatasetError("{}: the folder can't be read ({})".format(shown(directory), error.strerror)) from None
     if here in above:
         return
-    folders = dict.fromkeys(entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry))
+    folders = dict.fromkeys(entry.name for entry in entries if not _is_hidden(entry.name) and _is_folder(entry))
     yield directory, [entry.name for entry in entries if entry.name not in folders]
     for name in folders:
         yield from walk(os.path.join(directory, name), above + (here,))
@@ -175,10 +185,11 @@ def list_images(directory, above=None):
 
 
 def passed_over(image_sets):
-    """Count the files below the directories of these sets that none of them takes: {what they are: number}."""
+    """Count the files below the directories of these sets that none of them takes: {what they are: number}. Of a list
+    there are none."""
     used = {path for images in image_sets for path, _ in images.samples}
     counts = collections.Counter()
-    for directory in {images.directory for images in image_sets} - {""}:
+    for directory in {images.directory for images in image_sets if not images.is_a_list} - {""}:
         for folder, names in walk(directory):
             for name in names:
                 if os.path.join(folder, name) not in used:
@@ -187,7 +198,7 @@ def passed_over(image_sets):
 
 
 def _kind_of(name):
-    if name[0] == ".":
+    if _is_hidden(name):
         return "hidden"
     ending = os.path.splitext(name)[1].lower()
     return ending + " in no class folder" if is_picture(name) else ending or "without an ending"

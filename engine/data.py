@@ -102,12 +102,12 @@ def _tell_layout(splits):
 def _open_all(splits, args):
     """Return {split: its resized pictures}."""
     with_classes = {os.path.realpath(images.directory) for images in splits.values()
-                    if images.directory and images.has_labels}
+                    if images.directory and images.has_labels and not images.is_a_list}
     if args.cache not in ("auto", "off") and os.path.dirname(os.path.realpath(args.cache)) in with_classes:
         raise UsageError("--cache {}: this is among the class folders, and would be taken for one; give another "
                          "directory".format(args.cache))
-    # A folder more beside class folders would be taken for a class by other programs.
-    beside = None if os.path.realpath(args.data) in with_classes else args.data
+    # A folder more beside class folders would be taken for a class by other programs; there may be some beside a list.
+    beside = None if os.path.isfile(args.data) or os.path.realpath(args.data) in with_classes else args.data
     pictures = {}
     for split, images in splits.items():
         pictures[split] = open_pictures(

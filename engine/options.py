@@ -103,10 +103,13 @@ def add_data_options(parser):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), default="cub200",
                        help="; ".join("{}: {}".format(name, kind.summary) for name, kind in DATASETS.items()))
-    group.add_argument("--data", type=path, metavar="DIR", default="data",
+    group.add_argument("--data", type=path, metavar="DIR|FILE", default="data",
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
-                            "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough")
+                            "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough. In place of "
+                            "DIR/test there may be DIR/query and DIR/gallery. With --dataset list, the .csv with the "
+                            "columns path (relative to the file), label and split (train, test; or train, query, "
+                            "gallery; without this column the first half of the sorted labels trains)")
     group.add_argument("--download", action="store_true", help="fetch the data set if it is not there ({})".format(
         ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
     group.add_argument("--image_size", type=_whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
@@ -131,8 +134,8 @@ def add_data_options(parser):
     group.add_argument("--cache", type=path, default="auto", metavar="auto|off|DIR",
                        help="keep the decoded and resized pictures on disk, 196 kB each at --image_size 224, so that "
                             "each is decoded once; auto: in a hidden folder of --data or, if class folders lie there "
-                            "or it can't be written, in the user's cache directory. python3 -m dataset.caches lists "
-                            "and removes them")
+                            "or it can't be written, in the user's cache directory, as for a list. python3 -m "
+                            "dataset.caches lists and removes them")
     return group
 
 

@@ -122,6 +122,22 @@ def test_what_is_passed_over_is_told(own_pictures, capsys):
     assert code == 0 and "Passed over: 7 files there that are not taken for pictures: 2 hidden, 2 .txt, 1 " in out
 
 
+def test_folders_that_systems_leave_are_hidden(own_pictures):
+    """A zip file from a Mac, a disk of Windows, and a Synology, which lays thumbnails below each folder of pictures."""
+    for names in (["__MACOSX", "class00"], ["$RECYCLE.BIN"], ["class00", "@eaDir", "00.png"]):
+        junk = own_pictures.joinpath(*names)
+        junk.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(str(junk / "SYNOPHOTO_THUMB_M.png"))
+        (junk / "._00.png").write_bytes(b"\0\5\26\7")
+    for path in (own_pictures, own_pictures / "class00"):
+        for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "._00.png"):
+            (path / name).write_bytes(b"x")
+    splits = load_splits("folder", str(own_pictures))
+    assert [len(images) for images in splits.values()] == [18, 18]
+    assert splits["train"].layout.endswith("6 class folders; the first 3 train, the others test")
+    assert passed_over(splits.values()) == {"hidden": 7, ".db": 2, ".ini": 2}
+
+
 @pytest.mark.parametrize("ending", [".jfif", ".JPE", ".tga", ".jp2"])
 def test_endings_that_pillow_knows_are_pictures(own_pictures, ending):
     kind = Image.registered_extensions()[ending.lower()]
