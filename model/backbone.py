@@ -1,10 +1,10 @@
 """The backbones by their names on the command line."""
+from model.inception import InceptionV1BN
 from model.resnet import ResNet18, ResNet50
-from model.weights import weights_file
 
-__all__ = ["ResNet18", "ResNet50", "BACKBONES", "build_backbone", "recognise", "pretrained_file"]
+__all__ = ["ResNet18", "ResNet50", "InceptionV1BN", "BACKBONES", "build_backbone", "recognise", "pretrained_file"]
 
-BACKBONES = {"resnet18": ResNet18, "resnet50": ResNet50}
+BACKBONES = {"resnet18": ResNet18, "resnet50": ResNet50, "inception_v1bn": InceptionV1BN}
 
 
 def build_backbone(name, pretrained="none", **options):
@@ -27,4 +27,4 @@ def pretrained_file(base, pretrained):
     Raises:
         WeightsError: ImageNet weights can't be fetched, or there is no such file.
     """
-    return weights_file(BACKBONES[base].architecture, pretrained)
+    return BACKBONES[base].weights_file(pretrained)

@@ -6,7 +6,7 @@ normalise it its own way. Float pictures it takes as they are, already normalise
 import torch
 import torch.nn as nn
 
-from model.weights import WeightsError, read_weights
+from model.weights import WeightsError, read_weights, weights_file
 
 __all__ = ["Backbone", "WrappedBackbone"]
 
@@ -20,7 +20,8 @@ class Backbone(nn.Module):
         architecture: torchvision's name of the network; None if torchvision does not have it.
         output_size: width of the pooled features, C.
         has_stages: whether ``forward`` can return the maps of four stages.
-        mean, std: of each channel of the pictures, scaled to 0..1, that the weights were trained on.
+        mean, std: of each channel of the pictures, scaled to 0..``range``, that the weights were trained on.
+        range: 1 or 255. is_bgr: whether the channels are blue, green, red (the order of ``mean``, too), not RGB.
         classifier: the first parts of the names of the classifier's weights; files may hold them, too.
     """
 
@@ -29,6 +30,8 @@ class Backbone(nn.Module):
     has_stages = True
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
+    range = 1
+    is_bgr = False
     classifier = ("fc",)
 
     def __init__(self):
@@ -39,12 +42,13 @@ class Backbone(nn.Module):
     def normalize(self, images):
         """Return B x 3 x H x W pictures as the layers take them, in the precision of the weights.
 
-        Integers (0..255) are divided by 255, less ``mean``, divided by ``std``. Floats are taken as normalised already.
+        Integers (RGB, 0..255) are put into the network's order of channels, scaled to 0..``range``, less ``mean``,
+        divided by ``std``. Floats are taken as normalised already.
         """
-        values = images.to(self.channel_mean.dtype)
         if images.is_floating_point():
-            return values
-        return (values / 255 - self.channel_mean) / self.channel_std
+            return images.to(self.channel_mean.dtype)
+        values = (images.flip(1) if self.is_bgr else images).to(self.channel_mean.dtype)
+        return ((values / 255 if self.range == 1 else values) - self.channel_mean) / self.channel_std
 
     def forward(self, images, get_stages=False):
         """Return the pooled features, B x C.
@@ -67,8 +71,9 @@ class Backbone(nn.Module):
         def misfit(found):
             if "base" in found.prefix.split(".") and any(name.endswith("linear.weight") for name in found.others):
                 return "is a whole embedding network; it goes to --load"
-            missing = sorted(own - counters - set(found.weights))
-            unknown = sorted(name for name in set(found.weights) - own if name.split(".")[0] not in self.classifier)
+            names = set(self.adapted(found.weights))
+            missing = sorted(own - counters - names)
+            unknown = sorted(name for name in names - own if name.split(".")[0] not in self.classifier)
             if missing or unknown:
                 return "is not a state dict of {}: {} missing and {} unknown names, first {}".format(
                     type(self).__name__, len(missing), len(unknown), (missing or unknown)[0])
@@ -76,10 +81,24 @@ class Backbone(nn.Module):
 
         found = read_weights(path, {name.split(".")[0] for name in own} | set(self.classifier), misfit)
         try:
-            self.load_state_dict({name: value for name, value in found.weights.items() if name in own})
+            weights = self.adapted(found.weights)
+            self.load_state_dict({name: value for name, value in weights.items() if name in own})
         except RuntimeError as error:
             raise WeightsError("{} is not a state dict of {}: {}".format(
                 path, type(self).__name__, str(error).splitlines()[-1].strip())) from None
+
+    @classmethod
+    def weights_file(cls, pretrained):
+        """Return the path of the weights that ``pretrained`` means (see ``weights.weights_file``); None if random.
+
+        Raises:
+            WeightsError: they can't be fetched, or there is no such file.
+        """
+        return weights_file(cls.architecture, pretrained)
+
+    def adapted(self, weights):
+        """Return a state dict, {name: tensor}, of another version of the network's library in this one's form."""
+        return weights
 
     def fold(self):
         """Fold each BatchNorm into the convolution before it, in place; from then on for evaluation only."""
