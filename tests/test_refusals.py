@@ -135,7 +135,7 @@ def test_single_pictures_are_no_error_where_no_pairs_are_needed(own_pictures, te
     (["--recall", "0"], "'0' is not a whole number of at least 1"),
     (["--lr", "nan"], "'nan' is not a number above 0"),
     (["--l2normalize", "maybe"], "'maybe' is neither true nor false"),
-    (["--base", "inception_v1bn"], "--base inception_v1bn is not here yet; there are .*resnet18, resnet50"),
+    (["--base", "googlenet"], "--base googlenet is not here yet; there are .*resnet18, resnet50"),
     (["--dataset", "cars196"], "--dataset cars196 is not here yet; there are cub200, folder, .*synthetic"),
     (["--device", "cuda:77"], "--device cuda:77 doesn't work here"),
     (["--device", "banana"], "give auto, cpu, cuda"),
