@@ -17,6 +17,8 @@ class Backbone(nn.Module):
     A subclass gives ``forward``, ``fold`` and ``recognises``, and the attributes that are not given here.
 
     Attributes:
+        name: its name on the command line, where its weights alone don't show which network they are of; else None.
+        image_size: side of the pictures that it is built for, an argument of its constructor; None if any side will do.
         architecture: torchvision's name of the network; None if torchvision does not have it.
         output_size: width of the pooled features, C.
         has_stages: whether ``forward`` can return the maps of four stages.
@@ -25,6 +27,8 @@ class Backbone(nn.Module):
         classifier: the first parts of the names of the classifier's weights; files may hold them, too.
     """
 
+    name = None
+    image_size = None
     architecture = None
     output_size = None
     has_stages = True

@@ -1,0 +1,199 @@
+"""timm's networks as backbones, ``timm/NAME``. The package timm is imported only when one of them is asked for."""
+import difflib
+import functools
+import importlib
+
+import torch
+
+from model.base import WrappedBackbone
+from model.compat import import_torchvision
+from model.weights import WeightsError, weights_file
+
+__all__ = ["PREFIX", "timm_backbone"]
+
+PREFIX = "timm/"
+STAGES = 4
+
+
+def import_timm():
+    """Return the package timm.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    import_torchvision()  # timm imports it; ours works beside a torch from another source, too
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise WeightsError("timm/NAME needs the package timm: pip install timm") from None
+
+
+@functools.lru_cache(maxsize=None)
+def timm_backbone(name):
+    """Return the class of the backbone ``name``, "timm/NAME"; NAME may end in a tag, as in vit_base_patch16_224.mae.
+
+    Raises:
+        WeightsError: there is no such network or tag, or timm is not installed.
+    """
+    timm, own = import_timm(), name[len(PREFIX):]
+    config = _config(timm, own)
+    classifier = config.classifier or ()
+    heads = (classifier,) if isinstance(classifier, str) else classifier
+    return type(name, (TimmBackbone,), {
+        "__doc__": "timm's network {}.".format(own), "name": name, "config": config,
+        "mean": tuple(config.mean), "std": tuple(config.std), "image_size": max(config.input_size[1:]),
+        "classifier": tuple(head.split(".")[0] for head in heads), "heads": tuple(head + "." for head in heads)})
+
+
+def _config(timm, own):
+    """Return timm's record of the weights of the network called ``own``: mean, std, size of the pictures ..."""
+    if not timm.is_model(own):
+        near = difflib.get_close_matches(own, timm.list_models() + timm.list_pretrained(), 3)
+        raise WeightsError("timm {} has no network {!r}{}".format(
+            timm.__version__, own, "; do you mean {}?".format(" or ".join(PREFIX + word for word in near))
+            if near else ""))
+    try:
+        return timm.get_pretrained_cfg(own)
+    except RuntimeError:
+        bare = own.split(".")[0]
+        raise WeightsError("timm {} has no weights {!r}; of {} it has {}".format(
+            timm.__version__, own, bare, ", ".join(
+                word for word in timm.list_pretrained() if word.split(".")[0] == bare) or "none")) from None
+
+
+class TimmBackbone(WrappedBackbone):
+    """A network of timm without its classifier, its features pooled as timm pools them (of a ViT: the class token).
+
+    Args:
+        pretrained: True or "imagenet" for timm's own weights of this name, which timm fetches once; False or "none" for
+            random weights; or the path of timm's state dict, with or without classifier.
+        zero_init_residual: False; timm's networks start as timm lets them.
+        image_size: side of the pictures; None for the network's own. It matters to networks that are built for one
+            size, as a ViT: their position embeddings are resampled when weights of another size are loaded.
+        pool: "avg"; timm's own pooling.
+
+    Attributes:
+        config: timm's record of the weights. heads: how the names of its classifiers' weights begin. image_size: the side of the pictures that they are made for.
+        The others are those of ``Backbone``; ``has_stages``: it has maps of four sizes, the last four.
+
+    Raises:
+        WeightsError: the network can't be built for such pictures; the weights can't be fetched, read, or don't fit.
+    """
+
+    config = None
+    heads = ()
+
+    def __init__(self, pretrained=True, zero_init_residual=False, image_size=None, pool="avg"):
+        if zero_init_residual:
+            raise WeightsError("--zero_init_residual does nothing with {}; leave it out".format(self.name))
+        if pool != "avg":  # timm's own pooling: for another one, create with global_pool="" and pool the map
+            raise WeightsError("{} pools as timm does; --pool {} is not for it".format(self.name, pool))
+        side = image_size or self.image_size
+        fetched = pretrained is True or pretrained == "imagenet"
+        path = None if fetched else weights_file(None, pretrained)
+        super().__init__(self._fetched(side) if fetched else self._random(side))
+        self.image_size = side
+        self.output_size = self._width()
+        self.stages = _last_sizes(self.network)
+        self.has_stages = len(self.stages) == STAGES
+        if path is not None:
+            self.load(path)
+
+    @classmethod
+    def _create(cls, side, **options):
+        # timm builds most networks for any size; those with a fixed one take another one at their construction.
+        if cls.config.fixed_input_size and tuple(cls.config.input_size[1:]) != (side, side):
+            options["img_size"] = side
+        return import_timm().create_model(cls.name[len(PREFIX):], num_classes=0, **options)
+
+    @classmethod
+    def _random(cls, side):
+        try:
+            return cls._create(side)
+        except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+            raise cls._unfit(side, error) from None
+
+    @classmethod
+    def _fetched(cls, side):
+        try:
+            return cls._create(side, pretrained=True)
+        except Exception as error:  # of timm, of its hub or of the network: a dozen types
+            raise WeightsError(
+                "timm's weights of {} are not on this machine and can't be fetched ({}): get {}, its state dict, and "
+                "give --pretrained FILE, or start from random weights with --pretrained none".format(
+                    cls.name, _first_line(error), cls.config.hf_hub_id or cls.config.url or "one")) from None
+
+    @classmethod
+    def _unfit(cls, side, error):
+        return WeightsError("{} can't be built for pictures of {} pixels ({}); its own --image_size is {}".format(
+            cls.name, side, _first_line(error), max(cls.config.input_size[1:])))
+
+    @classmethod
+    def weights_file(cls, pretrained):
+        """Return what the constructor takes as ``pretrained``: a path, None, or "imagenet"; fetches timm's weights."""
+        if pretrained is True or pretrained == "imagenet":
+            cls._fetched(cls.image_size)
+            return "imagenet"
+        return weights_file(None, pretrained)
+
+    @torch.no_grad()
+    def _width(self):
+        """Return the width of the features, by a picture: some networks find out only then that its size is wrong."""
+        is_training = self.training
+        try:
+            features = self.eval().network(torch.zeros(1, 3, self.image_size, self.image_size))
+        except (AssertionError, ValueError, RuntimeError) as error:
+            raise self._unfit(self.image_size, error) from None
+        finally:
+            self.train(is_training)
+        if not isinstance(features, torch.Tensor) or features.dim() != 2:
+            raise WeightsError("{} is no network that gives one vector of features for a picture".format(self.name))
+        return features.shape[1]
+
+    @classmethod
+    def recognises(cls, weights):
+        """Return False: timm has a thousand networks; the name of one is noted in our files, and in config.json."""
+        return False
+
+    def adapted(self, weights):
+        """Return timm's state dict of another size, or of an older version, as this network's; else as it is."""
+        own = self.state_dict()
+        if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
+            return weights
+        there = {name: value for name, value in weights.items() if name in own or not name.startswith(self.heads)}
+        try:  # without classes on either side timm loads strictly
+            network = self._create(self.image_size, pretrained=True, pretrained_cfg_overlay={
+                "state_dict": there, "num_classes": 0, "classifier": None})
+        except Exception:  # timm's conversions meet in many ways what is not for them; what is wrong is said elsewhere
+            return weights
+        return network.state_dict()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Also a whole embedding network, trained on pictures of another size, has embeddings of positions to resample.
+        own = {name[len(prefix):]: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
+        state_dict.update((prefix + name, value) for name, value in self.adapted(own).items())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, images, get_stages=False):
+        """See ``Backbone.forward``; the stages are None where it has none."""
+        images = self.normalize(images)
+        if not get_stages:
+            return self.network(images)
+        if not self.has_stages:
+            return (None,) * STAGES + (self.network(images),)
+        last, maps = self.network.forward_intermediates(images, indices=self.stages, output_fmt="NCHW")
+        return (*maps, self.network.forward_head(last))
+
+    def fold(self):
+        self.eval()
+
+
+def _last_sizes(network):
+    """Return the places, among timm's feature maps of a network, of the last map of each of the last four sizes."""
+    last = {feature["reduction"]: place for place, feature in enumerate(getattr(network, "feature_info", None) or ())}
+    there = sorted(last.values())[-STAGES:]
+    return there if len(there) == STAGES and hasattr(network, "forward_intermediates") else []
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
