@@ -9,7 +9,8 @@ from engine.device import compiled, place
 from engine.errors import UsageError
 from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed
 from engine.rundir import CONFIG, read_config
-from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fused, read_weights, recognise
+from model import (BACKBONES, LinearEmbedding, WeightsError, backbone_class, build_backbone, fused, has_backbone,
+                   read_weights, recognise)
 
 NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
 # What they are in a config.json.
@@ -19,8 +20,8 @@ KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
 NetworkFile.__doc__ = """A network's ``.pth``: its path, its state dict, and the options that are known of it: what the
-tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``), and what
-the ``config.json`` beside the file says, if there is one."""
+tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``, and a
+``base`` that the tensors don't show), and what the ``config.json`` beside the file says, if there is one."""
 
 
 def describe(options):
@@ -38,11 +39,11 @@ def read_network_file(path):
     Raises:
         WeightsError: no such file, damaged, not one of our networks, or not the network that config.json describes.
     """
-    there = read_weights(path, ("base", "linear"), _misfit)
-    found = {"base": _base_of(there.weights), "embedding_size": int(there.weights["linear.weight"].shape[0])}
+    there = read_weights(path, ("base", "linear"), lambda found: _misfit(found, path))
+    found = {"base": _base_of(there, path), "embedding_size": int(there.weights["linear.weight"].shape[0])}
     if there.notes is not None:
         found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", (
-            "l2normalize", "image_size")))
+            "l2normalize", "image_size", "base")))
     config = read_config(os.path.dirname(path))
     options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
                                                  "mend or remove it, and give the options", KINDS)
@@ -53,17 +54,27 @@ def read_network_file(path):
     return NetworkFile(path, there.weights, options)
 
 
-def _misfit(found):
+def _misfit(found, path):
     """Return in words why a ``Found`` is not an embedding network; None if it is one."""
     head = found.weights.get("linear.weight")
-    if _base_of(found.weights) is not None and head is not None and head.dim() == 2:
+    if _base_of(found, path) is not None and head is not None and head.dim() == 2:
         return None
     return ("is not an embedding network of this project (linear.weight, and base.* of one of {}); a torchvision state "
             "dict goes to --pretrained".format(", ".join(BACKBONES)))
 
 
-def _base_of(weights):
-    return recognise({name[len("base."):]: value for name, value in weights.items() if name.startswith("base.")})
+def _base_of(found, path):
+    """Return the name of the backbone in a ``Found``, by its weights, its note or the config.json beside ``path``; None
+    if nothing tells."""
+    weights = {name[len("base."):]: value for name, value in found.weights.items() if name.startswith("base.")}
+    base = recognise(weights)
+    if base is None and weights:
+        config = read_config(os.path.dirname(path)) or {"options": {}}
+        notes = found.notes if isinstance(found.notes, dict) else {}
+        told = notes.get("base", config["options"].get("base"))
+        if isinstance(told, str) and has_backbone(told) and told not in BACKBONES:  # those recognise their own
+            base = told
+    return base
 
 
 def _checked(values, source, advice, names):
@@ -107,6 +118,14 @@ def adopt_data(args, given, file):
         print("From {}: {}".format(source, ", ".join(words)))
 
 
+def adopt_image_size(args, given, base):
+    """Set ``--image_size``, if it is not given, to what a backbone that is built for one size is built for."""
+    own = backbone_class(base).image_size
+    if own not in (None, args.image_size) and "image_size" not in given:
+        args.image_size = own
+        print("From {}: --image_size {}".format(base, own))
+
+
 def tell_guesses(args, given, file, prefix="", with_data=False):
     """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken. Print,
     too, that the file was trained with another --image_size where nobody asked for that."""
@@ -135,7 +154,8 @@ def build_network(options, file=None, pretrained=None, **backbone_options):
     Raises:
         WeightsError
     """
-    backbone = build_backbone(options["base"], None if file else pretrained, **backbone_options)
+    backbone = build_backbone(options["base"], None if file else pretrained, options.get("image_size"),
+                              **backbone_options)
     network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"],
                               options.get("image_size"))
     if file:

@@ -8,7 +8,7 @@ import sys
 from dataset import DATASETS, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.precision import PRECISIONS
-from model import BACKBONES
+from model import BACKBONES, backbone_class, has_backbone
 
 Command = collections.namedtuple("Command", "script args given")
 Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives."""
@@ -80,6 +80,13 @@ def as_typed(value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+class _Bases(tuple):
+    """The names of backbones: its own, and timm/NAME."""
+
+    def __contains__(self, name):
+        return super().__contains__(name) or has_backbone(name)
+
+
 def _with(there, planned):
     return tuple(there) + tuple(name for name in planned if name not in there)
 
@@ -119,8 +126,10 @@ def add_data_options(parser):
 
 def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
-    group.add_argument("--{}base".format(prefix), choices=_with(BACKBONES, PLANNED_BACKBONES), default="resnet50",
-                       help="backbone; there are {}, the others are not here yet".format(", ".join(BACKBONES)))
+    group.add_argument("--{}base".format(prefix), choices=_Bases(_with(BACKBONES, PLANNED_BACKBONES)),
+                       default="resnet50",
+                       help="backbone; there are {}, the others are not here yet; timm/NAME is one of the package "
+                            "timm, with its own mean, std and --image_size".format(", ".join(BACKBONES)))
     group.add_argument("--{}embedding_size".format(prefix), type=_whole(1, MOST_DIMENSIONS), default=128, metavar="D",
                        help="dimensions of the embedding")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
@@ -206,9 +215,11 @@ def refuse_idle(given, names, reason):
 def check_shared(args, given, trains):
     """Refuse (UsageError) what can be seen to be wrong from the options alone."""
     for name in ("base", "teacher_base"):
-        if getattr(args, name, "resnet18") not in BACKBONES:
+        base = getattr(args, name, "resnet18")
+        if not has_backbone(base):
             raise UsageError("--{} {} is not here yet; there are {}".format(
-                name, getattr(args, name), ", ".join(BACKBONES)))
+                name, base, ", ".join(BACKBONES)))
+        backbone_class(base)  # says in one line if timm has no such network, or is missing
     if args.load is not None:
         refuse_idle(given, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":

@@ -10,7 +10,7 @@ import json
 from engine import ranks
 from engine.device import resolve_device, seed_everything, use_threads
 from engine.errors import UsageError
-from engine.networks import adopt_data, adopt_network, read_network_file, tell_guesses
+from engine.networks import adopt_data, adopt_image_size, adopt_network, read_network_file, tell_guesses
 from engine.options import check_batches, check_data, check_shared
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
@@ -64,6 +64,8 @@ def settled(command, check, networks, data_options_from=None, trains=True):
                     if prefix == data_options_from:
                         adopt_data(args, given, files[prefix])
                     tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
+        if not saved and (data_options_from or "") not in files:
+            adopt_image_size(args, given, getattr(args, (data_options_from or "") + "base"))
         check_data(args)
         args = collections.namedtuple("Options", sorted(vars(args)))(**vars(args))
         record = RunRecord(command.script, args._asdict(), saved, dict(networks)) if trains else None

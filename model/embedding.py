@@ -20,7 +20,8 @@ class LinearEmbedding(nn.Module):
         normalize: divide each embedding by its L2 norm (Park et al. 2019 do so for the teacher, not for the student).
         image_size: side of the pictures that it is trained on; None if not known.
 
-    A state dict of it, and a file of that, also says what its tensors don't show: ``normalize`` and ``image_size``.
+    A state dict of it, and a file of that, also says what its tensors don't show: ``normalize``, ``image_size`` and the
+    ``name`` of a backbone that can't be recognised.
     """
 
     def __init__(self, base, output_size=512, embedding_size=128, normalize=True, image_size=None):
@@ -34,7 +35,8 @@ class LinearEmbedding(nn.Module):
         # PyTorch keeps such notes of each module beside the tensors, in files too. Strict loading looks at the names of
         # tensors only, so any code, and the reference, loads the file as before.
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        notes = {"l2normalize": bool(self.normalize), "image_size": self.image_size}
+        notes = {"l2normalize": bool(self.normalize), "image_size": self.image_size,
+                 "base": getattr(self.base, "name", None)}
         if hasattr(destination, "_metadata"):  # a dict that the caller brought may have none
             destination._metadata[prefix[:-1]][NOTES] = {
                 name: value for name, value in notes.items() if value is not None}

@@ -73,8 +73,10 @@ class TimmBackbone(WrappedBackbone):
         pool: "avg"; timm's own pooling.
 
     Attributes:
-        config: timm's record of the weights. heads: how the names of its classifiers' weights begin. image_size: the side of the pictures that they are made for.
-        The others are those of ``Backbone``; ``has_stages``: it has maps of four sizes, the last four.
+        config: timm's record of the weights. heads: how the names of its classifiers' weights begin.
+        image_size: side of the pictures: of the class, those of the weights; of a network, those that it is built for.
+        stages: places of the maps of the last four sizes among timm's feature maps; empty, and ``has_stages`` False,
+        if it has no four. The others are those of ``Backbone``.
 
     Raises:
         WeightsError: the network can't be built for such pictures; the weights can't be fetched, read, or don't fit.
