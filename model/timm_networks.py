@@ -2,6 +2,7 @@
 import difflib
 import functools
 import importlib
+import logging
 
 import torch
 
@@ -19,13 +20,16 @@ def import_timm():
     """Return the package timm.
 
     Raises:
-        WeightsError: it is not installed.
+        WeightsError: it is not installed, or doesn't fit the installed torch.
     """
     import_torchvision()  # timm imports it; ours works beside a torch from another source, too
     try:
         return importlib.import_module("timm")
-    except ImportError:
-        raise WeightsError("timm/NAME needs the package timm: pip install timm") from None
+    except Exception as error:  # a timm that doesn't fit the installed torch raises other types, too
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise WeightsError("timm/NAME needs the package timm: pip install timm") from None
+        raise WeightsError("timm/NAME needs the package timm, which can't be imported here ({})".format(
+            _first_line(error))) from None
 
 
 @functools.lru_cache(maxsize=None)
@@ -117,6 +121,7 @@ class TimmBackbone(WrappedBackbone):
 
     @classmethod
     def _fetched(cls, side):
+        logging.disable(logging.WARNING)  # the hub's complaints; the error below says all
         try:
             return cls._create(side, pretrained=True)
         except Exception as error:  # of timm, of its hub or of the network: a dozen types
@@ -124,6 +129,8 @@ class TimmBackbone(WrappedBackbone):
                 "timm's weights of {} are not on this machine and can't be fetched ({}): get {}, its state dict, and "
                 "give --pretrained FILE, or start from random weights with --pretrained none".format(
                     cls.name, _first_line(error), cls.config.hf_hub_id or cls.config.url or "one")) from None
+        finally:
+            logging.disable(logging.NOTSET)
 
     @classmethod
     def _unfit(cls, side, error):
@@ -134,6 +141,7 @@ class TimmBackbone(WrappedBackbone):
     def weights_file(cls, pretrained):
         """Return what the constructor takes as ``pretrained``: a path, None, or "imagenet"; fetches timm's weights."""
         if pretrained is True or pretrained == "imagenet":
+            print("Fetching timm's weights of {}, if they are not on this machine".format(cls.name), flush=True)
             cls._fetched(cls.image_size)
             return "imagenet"
         return weights_file(None, pretrained)
@@ -163,9 +171,9 @@ class TimmBackbone(WrappedBackbone):
         if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
             return weights
         there = {name: value for name, value in weights.items() if name in own or not name.startswith(self.heads)}
-        try:  # without classes on either side timm loads strictly
+        try:  # without classes on either side timm loads strictly; without an address it fetches nothing
             network = self._create(self.image_size, pretrained=True, pretrained_cfg_overlay={
-                "state_dict": there, "num_classes": 0, "classifier": None})
+                "state_dict": there, "num_classes": 0, "classifier": None, "hf_hub_id": None, "url": None})
         except Exception:  # timm's conversions meet in many ways what is not for them; what is wrong is said elsewhere
             return weights
         return network.state_dict()
