@@ -56,18 +56,18 @@ class InceptionV1BN(Backbone):
         self._add("conv2_3x3_reduce", 64, 64, 1)
         self._add("conv2_3x3", 64, 192, 3)
         width = 192
-        for name, single, reduce, triple, double_reduce, double, proj in BLOCKS:
+        for name, single, reduce, three, double_reduce, double, proj in BLOCKS:
             stride = 1 if single else 2
             if single:
                 self._add(name + "_1x1", width, single, 1)
             self._add(name + "_3x3_reduce", width, reduce, 1)
-            self._add(name + "_3x3", reduce, triple, 3, stride)
+            self._add(name + "_3x3", reduce, three, 3, stride)
             self._add(name + "_double_3x3_reduce", width, double_reduce, 1)
             self._add(name + "_double_3x3_1", double_reduce, double, 3)
             self._add(name + "_double_3x3_2", double, double, 3, stride)
             if proj:
                 self._add(name + "_pool_proj", width, proj, 1)
-            width = single + triple + double + (proj or width)
+            width = single + three + double + (proj or width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         if path is not None:
             self.load(path)
@@ -110,7 +110,7 @@ class InceptionV1BN(Backbone):
     def _layer(self, name, x):
         return F.relu(getattr(self, name + "_bn")(getattr(self, name)(x)), inplace=True)
 
-    def _three(self, name, x):
+    def _both_3x3(self, name, x):
         """Return the maps of the two branches that end with a 3x3."""
         double = self._layer(name + "_double_3x3_1", self._layer(name + "_double_3x3_reduce", x))
         return [self._layer(name + "_3x3", self._layer(name + "_3x3_reduce", x)),
@@ -119,13 +119,13 @@ class InceptionV1BN(Backbone):
     def _keeping(self, name, x):
         pool = F.max_pool2d if name == MAX_POOLED else F.avg_pool2d
         proj = self._layer(name + "_pool_proj", pool(x, 3, stride=1, padding=1))
-        return torch.cat([self._layer(name + "_1x1", x), *self._three(name, x), proj], 1)
+        return torch.cat([self._layer(name + "_1x1", x), *self._both_3x3(name, x), proj], 1)
 
     def _halving(self, name, x):
-        # Of an odd side the convolutions leave the upper half, and the pool would leave the lower: one more line of
-        # zeros, which no map is below, gives it the upper half, too. Even sides (224 has no others) stay as they are.
+        # Of an odd side, 2 n - 1, the convolutions make n and the pool would make n - 1; with one more line of zeros it
+        # makes n. No map is below 0, so no maximum changes; sides of 224 are even everywhere here.
         even = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return torch.cat([*self._three(name, x), F.max_pool2d(even, 3, stride=2, ceil_mode=True)], 1)
+        return torch.cat([*self._both_3x3(name, x), F.max_pool2d(even, 3, stride=2, ceil_mode=True)], 1)
 
     def fold(self):
         self.eval()
