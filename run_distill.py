@@ -183,7 +183,8 @@ def train(command):
         if not run.is_resumed:
             evaluate_splits(teacher, data.evaluation, run.args.recall, run.device, epoch=0)
         teacher = frozen(run, teacher)  # in evaluation mode, without gradients
-        student.linear.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
+        for module in student.after_maps():
+            module.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
         model = for_steps(run, student)
         # Fit.
         fit(Job(run, data, student, build_step(model, teacher, run.args), printed_bests=[

@@ -133,6 +133,10 @@ class Backbone(nn.Module):
             raise WeightsError("{} is not a state dict of {}: {}".format(
                 path, type(self).__name__, str(error).splitlines()[-1].strip())) from None
 
+    def after_maps(self):
+        """Return the modules that run after the last stage's map; a loss on maps alone does not train them."""
+        return [self.pool]
+
     @classmethod
     def weights_file(cls, pretrained):
         """Return the path of the weights that ``pretrained`` means (see ``weights.weights_file``); None if random.

@@ -56,6 +56,10 @@ class LinearEmbedding(nn.Module):
         pooled = pooled.flatten(1)
         return stage1, stage2, stage3, stage4, pooled, self._embed(pooled)
 
+    def after_maps(self):
+        """Return the modules that run after the last stage's map; a loss on maps alone does not train them."""
+        return self.base.after_maps() + [self.linear]
+
     def _embed(self, pooled):
         # Embeddings are compared by small differences: under autocast, too, the head computes in its own precision,
         # that of its parameters. `weight` need not be one: in a quantised layer it is a method, and pruning makes it

@@ -79,6 +79,9 @@ class TorchvisionBackbone(WrappedBackbone):
             else:
                 yield module
 
+    def after_maps(self):
+        return super().after_maps() + [getattr(self.network, name) for name in self.kept]
+
     def before(self, x):
         """Return normalised pictures as the first module takes them."""
         return x
