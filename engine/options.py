@@ -3,18 +3,18 @@ import argparse
 import collections
 import math
 import os
+import re
 import sys
 
 from dataset import DATASETS, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.precision import PRECISIONS
-from model import BACKBONES, backbone_class, has_backbone
+from model import BACKBONES, POOLS, WeightsError, find_backbone, own_name
 
 Command = collections.namedtuple("Command", "script args given")
 Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives."""
 
 PLANNED_DATASETS = ("cars196", "stanford", "inshop")
-PLANNED_BACKBONES = ("googlenet",)
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 # Beyond these an option is a typing error: the machine would run out of memory before the first step.
@@ -52,6 +52,15 @@ def true_or_false(text):
     return text.lower() == "true"
 
 
+def backbone_name(text):
+    """Return the name of a backbone as ``BACKBONES`` has it."""
+    try:
+        find_backbone(text)
+    except WeightsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return own_name(text)
+
+
 path = os.path.expanduser  # a shell doesn't replace the ~ in --save_dir=~/runs
 
 
@@ -78,13 +87,6 @@ def as_typed(value):
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _Bases(tuple):
-    """The names of backbones: its own, and timm/NAME."""
-
-    def __contains__(self, name):
-        return super().__contains__(name) or has_backbone(name)
 
 
 def _with(there, planned):
@@ -124,14 +126,37 @@ def add_data_options(parser):
                             "and removes them")
 
 
+def families():
+    """Return in words how the names of all backbones begin: "alexnet, convnext_*, ..."."""
+    begins = collections.OrderedDict()
+    for name in sorted(BACKBONES):
+        if "/" not in name:
+            begins.setdefault(re.match("[a-z]+", name).group(), []).append(name)
+    return ", ".join(names[0] if len(names) == 1 else begin + "*" for begin, names in begins.items())
+
+
+class _ListBackbones(argparse.Action):
+    """Prints all backbones and ends, as --help does."""
+
+    def __init__(self, option_strings, dest, **words):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **words)
+
+    def __call__(self, parser, *_):
+        print("{:24}{:>8}{:>24}".format("name", "width", "million parameters"))
+        for name, kind in sorted(BACKBONES.items()):
+            print("{:24}{:>8}{:>24}".format(name, kind.output_size, kind.millions or "?"))
+        parser.exit()
+
+
 def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
-    group.add_argument("--{}base".format(prefix), choices=_Bases(_with(BACKBONES, PLANNED_BACKBONES)),
-                       default="resnet50",
-                       help="backbone; there are {}, the others are not here yet; timm/NAME is one of the package "
-                            "timm, with its own mean, std and --image_size".format(", ".join(BACKBONES)))
-    group.add_argument("--{}embedding_size".format(prefix), type=_whole(1, MOST_DIMENSIONS), default=128, metavar="D",
-                       help="dimensions of the embedding")
+    group.add_argument("--{}base".format(prefix), type=backbone_name, default="resnet50", metavar="NAME",
+                       help="backbone, one that --list_backbones prints: torchvision's {}".format(families()))
+    group.add_argument("--{}embedding_size".format(prefix), type=_whole(0, MOST_DIMENSIONS), default=128, metavar="D",
+                       help="dimensions of the embedding; 0: no linear layer, the pooled features are the embedding")
+    group.add_argument("--{}pool".format(prefix), choices=tuple(POOLS), default="avg",
+                       help="pooling of the last map: average; maximum; their sum (Kim et al., CVPR 2020); the "
+                            "generalised mean with a trained exponent (Radenovic et al., TPAMI 2018)")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
                        help="project embeddings to the unit sphere")
     return group
@@ -168,6 +193,7 @@ def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
 
 def add_run_options(parser):
     group = parser.add_argument_group("run")
+    group.add_argument("--list_backbones", action=_ListBackbones, help="print all backbones, and end")
     group.add_argument("--recall", type=positive_int, nargs="+", default=[1], metavar="K",
                        help="Recall@K is printed for each K; the first one selects best.pth")
     group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
@@ -214,12 +240,6 @@ def refuse_idle(given, names, reason):
 
 def check_shared(args, given, trains):
     """Refuse (UsageError) what can be seen to be wrong from the options alone."""
-    for name in ("base", "teacher_base"):
-        base = getattr(args, name, "resnet18")
-        if not has_backbone(base):
-            raise UsageError("--{} {} is not here yet; there are {}".format(
-                name, base, ", ".join(BACKBONES)))
-        backbone_class(base)  # says in one line if timm has no such network, or is missing
     if args.load is not None:
         refuse_idle(given, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":

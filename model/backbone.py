@@ -1,53 +1,86 @@
 """The backbones by their names on the command line."""
+import difflib
+
 from model.inception import InceptionV1BN
-from model.resnet import ResNet18, ResNet50
+from model.torchvision_networks import NETWORKS, TorchvisionBackbone, recognised
 from model.timm_networks import PREFIX, timm_backbone
+from model.weights import WeightsError
 
-__all__ = ["ResNet18", "ResNet50", "InceptionV1BN", "BACKBONES", "has_backbone", "backbone_class", "build_backbone",
-           "recognise", "pretrained_file"]
+__all__ = ["ResNet18", "ResNet50", "GoogleNet", "InceptionV1BN", "BACKBONES", "find_backbone", "own_name",
+           "check_backbone", "build_backbone", "recognise", "pretrained_file"]
 
-BACKBONES = {"resnet18": ResNet18, "resnet50": ResNet50, "inception_v1bn": InceptionV1BN}
-
-
-def has_backbone(name):
-    """Return whether ``name`` is one of ``BACKBONES``, or "timm/NAME", whether or not timm has it."""
-    return name in BACKBONES or name.startswith(PREFIX)
+BACKBONES = dict(NETWORKS, inception_v1bn=InceptionV1BN)
+ResNet18, ResNet50, GoogleNet = BACKBONES["resnet18"], BACKBONES["resnet50"], BACKBONES["googlenet"]
 
 
-def backbone_class(name):
+def own_name(name):
+    """Return the name in ``BACKBONES`` of a network: ``torchvision/NAME`` is NAME, apart from torchvision/googlenet."""
+    prefix, _, rest = name.partition("/")
+    return rest if prefix == "torchvision" and name not in BACKBONES else name
+
+
+def find_backbone(name):
     """Return the class of the backbone called ``name``.
 
     Raises:
-        WeightsError: it is one of timm's, which is not installed or has no such network.
+        WeightsError: there is none of that name; names the nearest.
     """
-    return timm_backbone(name) if name.startswith(PREFIX) else BACKBONES[name]
+    if name.startswith(PREFIX):
+        return timm_backbone(name)
+    if own_name(name) in BACKBONES:
+        return BACKBONES[own_name(name)]
+    near = difflib.get_close_matches(name.lower(), BACKBONES, n=4, cutoff=0.5)
+    raise WeightsError("{!r} is no network that is known here; {}--list_backbones prints all".format(
+        name, "the nearest {} {}; ".format("names are" if len(near) > 1 else "name is", ", ".join(near))
+        if near else ""))
 
 
-def build_backbone(name, pretrained="none", image_size=None, **options):
-    """Return the backbone called ``name``; the other arguments are those of its constructor.
+def check_backbone(name, image_size, pool):
+    """Refuse a backbone that can't be built for pictures of ``image_size`` pixels a side, with this pooling.
+
+    Raises:
+        WeightsError: so it is, or the installed torchvision lacks the network.
+    """
+    kind = find_backbone(name)
+    if kind.architecture is not None:
+        kind.function()
+    fault = kind.fault_of(image_size, pool)
+    if fault:
+        raise WeightsError("{} {}".format(name, fault))
+
+
+def build_backbone(name, pretrained="none", pool="avg", **options):
+    """Return the backbone called ``name``.
 
     Args:
-        image_size: side of the pictures, for those that are built for one; None for their own.
+        pool: a name in ``model.pooling.POOLS``. options: arguments of constructors; the network ``takes`` some or none.
+
+    Raises:
+        WeightsError
     """
-    backbone = backbone_class(name)
-    if backbone.image_size is not None:
-        options["image_size"] = image_size
-    return backbone(pretrained=pretrained, **options)
+    kind = find_backbone(name)
+    backbone = kind(pretrained=pretrained, **{
+        option: value for option, value in options.items() if option in kind.takes and value is not None})
+    backbone.name = own_name(name)
+    if pool != backbone.pool_name:
+        backbone.use_pool(pool)
+    return backbone
 
 
 def recognise(weights):
     """Return the name in ``BACKBONES`` of the backbone that a state dict, {name: tensor}, is of; None if of none."""
-    return next((name for name, backbone in BACKBONES.items() if backbone.recognises(weights)), None)
+    kinds = ((name, kind) for name, kind in BACKBONES.items() if not issubclass(kind, TorchvisionBackbone))
+    return recognised(weights) or next((name for name, kind in kinds if kind.recognises(weights)), None)
 
 
 def pretrained_file(base, pretrained):
     """Return the path of the weights that the backbone ``base`` starts from, or None for random weights.
 
     Args:
-        base: a name in ``BACKBONES``, or "timm/NAME".
+        base: a name in ``BACKBONES``.
         pretrained: "imagenet" or True (fetched if need be), "none" or False, or the path of a file.
 
     Raises:
         WeightsError: ImageNet weights can't be fetched, or there is no such file.
     """
-    return backbone_class(base).weights_file(pretrained)
+    return find_backbone(base).weights_file(pretrained)

@@ -3,7 +3,6 @@ public state dict, ``bn_inception-52deb4733.pth``: ``conv2_3x3.weight``, ``incep
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.base import Backbone
 from model.weights import WeightsError, weights_file
@@ -35,22 +34,20 @@ class InceptionV1BN(Backbone):
 
     Args:
         pretrained: the path of its public state dict, with or without classifier; False or "none" for random weights.
-        zero_init_residual: False; it has no residual blocks.
 
     Raises:
         WeightsError: the weights can't be read or don't fit; ``pretrained`` is True or "imagenet", which can't be
-            fetched; ``zero_init_residual`` is True.
+            fetched.
     """
 
     output_size = 1024
+    millions = 10.27
     is_bgr, range = True, 255
     mean, std = (104.0, 117.0, 128.0), (1.0, 1.0, 1.0)
     classifier = ("last_linear", "fc")
 
-    def __init__(self, pretrained=True, zero_init_residual=False):
+    def __init__(self, pretrained=True):
         super().__init__()
-        if zero_init_residual:
-            raise WeightsError("inception_v1bn has no residual blocks: leave --zero_init_residual out")
         path = self.weights_file(pretrained)
         self._add("conv1_7x7_s2", 3, 64, 7, stride=2)
         self._add("conv2_3x3_reduce", 64, 64, 1)
@@ -68,7 +65,6 @@ class InceptionV1BN(Backbone):
             if proj:
                 self._add(name + "_pool_proj", width, proj, 1)
             width = single + three + double + (proj or width)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         if path is not None:
             self.load(path)
 
@@ -104,7 +100,7 @@ class InceptionV1BN(Backbone):
                 maps.append(x)
             x = self._keeping(name, x) if single else self._halving(name, x)
         maps.append(x)
-        pooled = self.avgpool(x).flatten(1)
+        pooled = self.pool(x).flatten(1)
         return (*maps, pooled) if get_stages else pooled
 
     def _layer(self, name, x):
@@ -126,10 +122,3 @@ class InceptionV1BN(Backbone):
         # makes n. No map is below 0, so no maximum changes; sides of 224 are even everywhere here.
         even = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         return torch.cat([*self._both_3x3(name, x), F.max_pool2d(even, 3, stride=2, ceil_mode=True)], 1)
-
-    def fold(self):
-        self.eval()
-        for name, layer in list(self.named_children()):
-            if name + "_bn" in self._modules:
-                setattr(self, name, fuse_conv_bn_eval(layer, getattr(self, name + "_bn")))
-                setattr(self, name + "_bn", nn.Identity())

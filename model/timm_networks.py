@@ -5,6 +5,7 @@ import importlib
 import logging
 
 import torch
+import torch.nn as nn
 
 from model.base import WrappedBackbone
 from model.compat import import_torchvision
@@ -65,16 +66,21 @@ def _config(timm, own):
                 word for word in timm.list_pretrained() if word.split(".")[0] == bare) or "none")) from None
 
 
+class _HasStages:
+    """Whether a class of ``TimmBackbone`` has stages: known when a network of it is built."""
+
+    def __get__(self, backbone, kind):
+        return len(_last_sizes(kind._random(kind.image_size))) == STAGES
+
+
 class TimmBackbone(WrappedBackbone):
     """A network of timm without its classifier, its features pooled as timm pools them (of a ViT: the class token).
 
     Args:
         pretrained: True or "imagenet" for timm's own weights of this name, which timm fetches once; False or "none" for
             random weights; or the path of timm's state dict, with or without classifier.
-        zero_init_residual: False; timm's networks start as timm lets them.
         image_size: side of the pictures; None for the network's own. It matters to networks that are built for one
             size, as a ViT: their position embeddings are resampled when weights of another size are loaded.
-        pool: "avg"; timm's own pooling.
 
     Attributes:
         config: timm's record of the weights. heads: how the names of its classifiers' weights begin.
@@ -88,18 +94,16 @@ class TimmBackbone(WrappedBackbone):
 
     config = None
     heads = ()
+    takes = ("image_size",)
+    has_stages = _HasStages()  # of a network it is a plain attribute
 
-    def __init__(self, pretrained=True, zero_init_residual=False, image_size=None, pool="avg"):
-        if zero_init_residual:
-            raise WeightsError("--zero_init_residual does nothing with {}; leave it out".format(self.name))
-        if pool != "avg":  # timm's own pooling: for another one, create with global_pool="" and pool the map
-            raise WeightsError("{} pools as timm does; --pool {} is not for it".format(self.name, pool))
+    def __init__(self, pretrained=True, image_size=None):
         side = image_size or self.image_size
         fetched = pretrained is True or pretrained == "imagenet"
         path = None if fetched else weights_file(None, pretrained)
         super().__init__(self._fetched(side) if fetched else self._random(side))
         self.image_size = side
-        self.output_size = self._width()
+        self.output_size = self._features_of_nothing().shape[1]
         self.stages = _last_sizes(self.network)
         self.has_stages = len(self.stages) == STAGES
         if path is not None:
@@ -146,19 +150,36 @@ class TimmBackbone(WrappedBackbone):
             return "imagenet"
         return weights_file(None, pretrained)
 
+    def use_pool(self, name):
+        """See ``Backbone``; "avg" is timm's own pooling. Raises WeightsError if there is no map to pool."""
+        super().use_pool(name)
+        self.network.reset_classifier(0, "")  # the map, not pooled
+        self.output_size = self._features_of_nothing().shape[1]
+
     @torch.no_grad()
-    def _width(self):
-        """Return the width of the features, by a picture: some networks find out only then that its size is wrong."""
+    def _features_of_nothing(self):
+        """Return the features of a black picture: some networks find out only then that its size is wrong."""
         is_training = self.training
         try:
-            features = self.eval().network(torch.zeros(1, 3, self.image_size, self.image_size))
+            features = self.eval()._pooled(self.network(self._black()))
         except (AssertionError, ValueError, RuntimeError) as error:
             raise self._unfit(self.image_size, error) from None
         finally:
             self.train(is_training)
-        if not isinstance(features, torch.Tensor) or features.dim() != 2:
-            raise WeightsError("{} is no network that gives one vector of features for a picture".format(self.name))
-        return features.shape[1]
+        if features.dim() != 2:
+            raise WeightsError("{} has no map of one vector a place, so --pool {} does nothing".format(
+                self.name, self.pool_name))
+        return features
+
+    def _black(self):
+        return torch.zeros(1, 3, self.image_size, self.image_size)
+
+    def _pooled(self, features):
+        """Return what the network gave: features, B x C, as they are; a map is pooled to such."""
+        if features.dim() != 4:
+            return features
+        is_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+        return self.pool(features.permute(0, 3, 1, 2) if is_last else features).flatten(1)
 
     @classmethod
     def recognises(cls, weights):
@@ -167,7 +188,7 @@ class TimmBackbone(WrappedBackbone):
 
     def adapted(self, weights):
         """Return timm's state dict of another size, or of an older version, as this network's; else as it is."""
-        own = self.state_dict()
+        own = self.network.state_dict()
         if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
             return weights
         there = {name: value for name, value in weights.items() if name in own or not name.startswith(self.heads)}
@@ -178,24 +199,24 @@ class TimmBackbone(WrappedBackbone):
             return weights
         return network.state_dict()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        # Also a whole embedding network, trained on pictures of another size, has embeddings of positions to resample.
-        own = {name[len(prefix):]: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
-        state_dict.update((prefix + name, value) for name, value in self.adapted(own).items())
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def forward(self, images, get_stages=False):
-        """See ``Backbone.forward``; the stages are None where it has none."""
+        """See ``Backbone.forward``; only a network that ``has_stages`` can be asked for them."""
         images = self.normalize(images)
         if not get_stages:
-            return self.network(images)
-        if not self.has_stages:
-            return (None,) * STAGES + (self.network(images),)
+            return self._pooled(self.network(images))
         last, maps = self.network.forward_intermediates(images, indices=self.stages, output_fmt="NCHW")
-        return (*maps, self.network.forward_head(last))
+        return (*maps, self._pooled(self.network.forward_head(last)))
 
-    def fold(self):
-        self.eval()
+    def after_maps(self):
+        there = super().after_maps()
+        if self.has_stages:
+            is_training, parameters = self.training, [value for value in self.parameters() if value.requires_grad]
+            *maps, _ = self.eval()(self._black().to(parameters[0]), True)
+            self.train(is_training)
+            gradients = torch.autograd.grad(sum(map.sum() for map in maps), parameters, allow_unused=True)
+            there.append(nn.ParameterList(
+                [value for value, gradient in zip(parameters, gradients) if gradient is None]))
+        return there
 
 
 def _last_sizes(network):

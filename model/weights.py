@@ -221,6 +221,9 @@ def _imagenet_file(architecture):
     if architecture is None:
         raise WeightsError("there are no ImageNet weights of this backbone; give --pretrained FILE or none")
     url = imagenet_weights_url(architecture)
+    if url is None:
+        raise WeightsError("the installed torchvision has no IMAGENET1K_V1 weights of {}; give --pretrained FILE or "
+                           "none".format(architecture))
     path = cached_weights_path(url)
     if os.path.isfile(path):
         return path

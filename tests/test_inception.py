@@ -122,8 +122,6 @@ def test_what_can_not_be_had_is_one_line(tmp_path, capsys):
     for weights in True, "imagenet":
         with pytest.raises(WeightsError, match="get bn_inception-52deb4733.pth .* give --pretrained FILE"):
             InceptionV1BN(weights)
-    with pytest.raises(WeightsError, match="no residual blocks"):
-        InceptionV1BN("none", zero_init_residual=True)
     torch.save({"conv1_7x7_s2.weight": torch.ones(64, 3, 7, 7)}, str(tmp_path / "part.pth"))
     with pytest.raises(WeightsError, match="is not a state dict of InceptionV1BN: .* missing"):
         InceptionV1BN(str(tmp_path / "part.pth"))

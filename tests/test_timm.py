@@ -12,7 +12,8 @@ import run
 import run_distill
 from conftest import distil_for, options_for
 from engine.networks import read_network_file
-from model import WeightsError, backbone_class, build_backbone, compat, pretrained_file, recognise
+from model import (LinearEmbedding, WeightsError, build_backbone, compat, find_backbone, fused, pretrained_file,
+                   recognise)
 from results import answer, failure
 
 compat.import_torchvision()  # timm imports it
@@ -29,8 +30,8 @@ def calls(monkeypatch):
     return there
 
 
-def build(name, pretrained="none", image_size=SIDE):
-    return build_backbone("timm/" + name, pretrained, image_size).eval()
+def build(name, pretrained="none", image_size=SIDE, pool="avg"):
+    return build_backbone("timm/" + name, pretrained, pool, image_size=image_size).eval()
 
 
 @torch.no_grad()
@@ -69,18 +70,57 @@ def test_stages_are_the_last_four_sizes(name, widths):
     assert torch.equal(pooled, backbone(images))
 
 
-@torch.no_grad()
+def test_what_runs_after_the_stages():
+    backbone = build("test_efficientnet")
+    after = {id(parameter) for module in backbone.after_maps() for parameter in module.parameters()}
+    names = {name for name, parameter in backbone.network.named_parameters() if id(parameter) in after}
+    assert names == {"conv_head.weight", "bn2.weight", "bn2.bias"}
+    *maps, _ = backbone(torch.randn(2, 3, SIDE, SIDE), True)
+    sum(map.sum() for map in maps).backward()
+    assert {name for name, parameter in backbone.network.named_parameters() if parameter.grad is None} == names
+
+
 def test_a_network_of_one_size_has_no_stages():
-    backbone, images = build("test_vit"), torch.randn(2, 3, SIDE, SIDE)
-    *maps, pooled = backbone(images, True)
-    assert not backbone.has_stages and maps == [None] * 4 and torch.equal(pooled, backbone(images))
+    assert not build("test_vit").has_stages and not find_backbone("timm/test_vit").has_stages
+    assert find_backbone("timm/test_resnet").has_stages
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_other_poolings_pool_the_last_map(tmp_path, name):
+    images = torch.randn(2, 3, SIDE, SIDE)
+    plain, pooled = build(name), build(name, pool="max")
+    pooled.load_state_dict(plain.state_dict())
+    kept = plain.network
+    kept.reset_classifier(0, "")
+    expected = kept(images)
+    assert expected.dim() == 4 and torch.allclose(pooled(images), expected.amax((2, 3)))
+    assert torch.equal(pooled(images, True)[-1], pooled(images)) and pooled.output_size == expected.shape[1]
+    trained, again = build(name, pool="gem"), build(name, pool="gem")
+    trained.pool.p.fill_(2.0)
+    assert set(trained.state_dict()) == set(plain.state_dict()) | {"pool.p"}
+    again.load_state_dict(trained.state_dict())
+    assert torch.equal(again(images), trained(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
+def test_folded_it_is_the_same_function(name):
+    network = LinearEmbedding(build(name), build(name).output_size, 8, image_size=SIDE).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
+    small, images = fused(network), torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    assert torch.allclose(small(images), network(images), atol=1e-4)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in small.modules())
 
 
 def test_a_name_with_a_tag_has_its_own_mean_and_size():
-    kind = backbone_class("timm/vit_small_patch14_dinov2.lvd142m")
+    kind = find_backbone("timm/vit_small_patch14_dinov2.lvd142m")
     assert (kind.image_size, kind.mean, kind.architecture) == (518, (0.485, 0.456, 0.406), None)
-    assert kind is backbone_class("timm/vit_small_patch14_dinov2.lvd142m")
-    assert backbone_class("timm/test_vit").mean == (0.5, 0.5, 0.5)
+    assert kind is find_backbone("timm/vit_small_patch14_dinov2.lvd142m")
+    assert find_backbone("timm/test_vit").mean == (0.5, 0.5, 0.5)
     assert recognise(build("test_vit").state_dict()) is None
 
 
@@ -121,7 +161,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path, calls):
     ("test_vit.none", "has no weights 'test_vit.none'; of test_vit it has test_vit.r160_in1k")])
 def test_names_that_timm_has_not(name, expected):
     with pytest.raises(WeightsError, match=expected):
-        backbone_class("timm/" + name)
+        find_backbone("timm/" + name)
 
 
 def test_what_a_network_can_not_be_is_one_line():
@@ -129,16 +169,15 @@ def test_what_a_network_can_not_be_is_one_line():
         expected = "timm/{} can't be built for pictures of {} pixels .*own --image_size is 160".format(name, image_size)
         with pytest.raises(WeightsError, match=expected):
             build(name, image_size=image_size)
-    for options in {"zero_init_residual": True}, {"pool": "gem"}:
-        with pytest.raises(WeightsError, match="timm/test_vit"):
-            build_backbone("timm/test_vit", **options)
+    with pytest.raises(WeightsError, match="timm/test_vit has no map of one vector a place, so --pool gem does"):
+        build("test_vit", pool="gem")
 
 
 def test_without_timm_both_scripts_say_what_to_install(pictures, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "timm", None)
     distil = distil_for("unused", "--dist_ratio", "1", "--teacher_base", "timm/test_byobnet")
     for main, argv in ((run.main, options_for(pictures, base="timm/test_byobnet")), (run_distill.main, distil)):
-        assert failure(capsys, main, argv).endswith("needs the package timm: pip install timm")
+        assert "needs the package timm: pip install timm" in failure(capsys, main, argv)
 
 
 def test_timms_own_weights(monkeypatch):
