@@ -32,7 +32,7 @@ def fused(network):
     after, _ = _outputs_and_pairs(folded, picture)
     same = all(torch.allclose(new, old, rtol=0, atol=TOLERANCE * float(old.abs().max()))
                for old, new in zip(before, after))
-    return folded if same else network
+    return folded.requires_grad_(False) if same else network  # torch 1.10 makes new parameters that want gradients
 
 
 def _picture_for(network):
