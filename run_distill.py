@@ -26,12 +26,13 @@ from engine.settle import settled
 from engine.teacherviews import draw_from_teacher_views
 from metric import loss as losses
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
+from model import find_backbone
 
 Batch = collections.namedtuple("Batch", "student teacher labels stages teacher_stages size fraction")
 Batch.__doc__ = """The inputs of a term.
 
 student, teacher, labels: embeddings (N x d, N x any dimension) and labels (N) of the whole batch of all ranks.
-stages, teacher_stages: the four stages' maps of this rank's pictures; the teacher's are None with --teacher_views.
+stages, teacher_stages: the four stages' maps of this rank's pictures; none if no term needs them.
 size: N. fraction: this rank's part of the N.
 """
 
@@ -48,8 +49,8 @@ def of_stages(criterion, batch):
 
 # How the criterion of a term is called: (criterion, batch) -> the value for the whole batch; whether it needs two
 # pictures of a class; whether its gradient reaches the embedding, so that the linear layer is trained; whether it needs
-# the maps of the stages.
-Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding needs_maps")
+# the stages' maps of both networks.
+Way = collections.namedtuple("Way", "call needs_pairs reaches_embedding needs_stages")
 ON_EMBEDDINGS = Way(lambda criterion, batch: criterion(batch.student, batch.teacher), False, True, False)
 ON_LABELS = Way(lambda criterion, batch: criterion(batch.student, batch.labels), True, True, False)
 ON_VERTICES = Way(of_vertices, False, True, False)
@@ -76,6 +77,8 @@ TERMS = [
 ]
 # The options that name networks' files, and the prefixes of these networks' options.
 NETWORKS = [("teacher_load", "teacher_"), ("load", "")]
+MADE_TEACHER = "--teacher_load FILE, a best.pth of run.py"
+FOUND_TEACHER = "--teacher_pretrained imagenet or FILE with --teacher_embedding_size 0"
 
 
 def build_parser():
@@ -89,6 +92,9 @@ def build_parser():
     group.add_argument("--teacher_load", type=options.path, metavar="PATH",
                        help="weights of the teacher; what you don't give of it, and of the data, is taken from it "
                             "and from the config.json beside it")
+    group.add_argument("--teacher_pretrained", type=options.path, metavar="imagenet|FILE",
+                       help="a teacher that needs no training, instead of --teacher_load: weights of its backbone, as "
+                            "for --pretrained. It has no head: --teacher_embedding_size 0")
     group.add_argument("--teacher_views", type=options.not_negative_int, default=0, metavar="K",
                        help="each picture has K fixed crops; the teacher embeds them once, before the first epoch, and "
                             "is not run in the steps; 0, as published: a new crop each time, and the teacher in every "
@@ -124,9 +130,8 @@ def check(args, given):
     for term in TERMS:
         if term not in terms:
             options.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
-    if args.teacher_load is None:
-        raise UsageError("--teacher_load is missing: the weights of the teacher, a best.pth of run.py")
-    of_maps = [term.name for term in terms if term.way.needs_maps]
+    check_teacher(args)
+    of_maps = [term.name for term in terms if term.way.needs_stages]
     if args.teacher_views and of_maps:
         raise UsageError("--{}_ratio needs the maps of the teacher's stages, and --teacher_views keeps its embeddings "
                          "only; leave one of them out".format(of_maps[0]))
@@ -142,19 +147,49 @@ def check(args, given):
     return bool(needing)
 
 
+def check_teacher(args):
+    """Refuse (UsageError) a teacher without weights, with weights of two kinds, or with an untrained head."""
+    if args.teacher_load is None and args.teacher_pretrained in (None, "none"):
+        raise UsageError("a teacher is missing: give {}, or {}".format(MADE_TEACHER, FOUND_TEACHER))
+    if args.teacher_load is not None and args.teacher_pretrained is not None:
+        raise UsageError("--teacher_load gives all weights of the teacher, so --teacher_pretrained does nothing; leave "
+                         "one of them out")
+    if args.teacher_load is None and args.teacher_embedding_size:
+        raise UsageError("with --teacher_pretrained the teacher's head of {} dimensions would be untrained; add "
+                         "--teacher_embedding_size 0".format(args.teacher_embedding_size))
+
+
+def check_stages(args):
+    """Refuse (UsageError) networks without stages where a term needs them."""
+    names = ["--{}_ratio".format(term.name) for term in chosen(args) if term.way.needs_stages]
+    for option, base in (("--teacher_base", args.teacher_base), ("--base", args.base)):
+        if names and not find_backbone(base).has_stages:
+            raise UsageError("{} needs the maps of four stages, and {} {} has none; leave it out, or take another "
+                             "network".format(names[0], option, base))
+
+
+def outputs(network, images, with_stages):
+    """Return [stage1, stage2, stage3, stage4, embeddings], or [embeddings] alone."""
+    if not with_stages:
+        return [network(images)]
+    *stages, _pooled, embeddings = network(images, True)
+    return stages + [embeddings]
+
+
 def build_step(student, teacher, args):
     """Return the training step: (this rank's pictures and labels) -> {name of term: its ratio times its value}.
 
     With ``--teacher_views`` it gets the teacher's embeddings of these pictures, too, and doesn't call the teacher.
     """
     terms = [(term, getattr(args, term.name + "_ratio"), term.build(args)) for term in chosen(args)]
+    needs_stages = any(term.way.needs_stages for term, _, _ in terms)
 
     def step(images, labels, teacher_embeddings=None):
-        teacher_stages = None
+        teacher_stages = []
         if teacher_embeddings is None:
             with torch.no_grad():
-                *teacher_stages, _pooled, teacher_embeddings = teacher(images, True)
-        *stages, _pooled, embeddings = student(images, True)
+                *teacher_stages, teacher_embeddings = outputs(teacher, images, needs_stages)
+        *stages, embeddings = outputs(student, images, needs_stages)
         batch = Batch(student=ranks.gathered(embeddings, args.batch),
                       teacher=ranks.gathered(teacher_embeddings, args.batch), labels=ranks.gathered(labels, args.batch),
                       stages=stages, teacher_stages=teacher_stages, size=args.batch, fraction=len(images) / args.batch)
@@ -166,6 +201,7 @@ def build_step(student, teacher, args):
 def train(command):
     # Settle: run.args does not change after this.
     with settled(command, check, NETWORKS, data_options_from="teacher_") as run:
+        check_stages(run.args)
         # Data.
         data = open_data(run)
         # Networks. The teacher is measured before it is folded, and not again when a run goes on.
@@ -177,7 +213,8 @@ def train(command):
         if run.args.teacher_views:
             draw_from_teacher_views(run, teacher, data)
             teacher = None  # it needs no memory any more
-        student.linear.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
+        for module in student.after_maps():
+            module.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
         model = for_steps(run, student)
         # Fit.
         fit(Job(run, data, student, build_step(model, teacher, run.args), printed_bests=[

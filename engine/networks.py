@@ -10,25 +10,33 @@ from engine.device import compiled, place
 from engine.errors import UsageError
 from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed, in_words
 from engine.rundir import CONFIG, read_config
-from model import BACKBONES, LinearEmbedding, WeightsError, build_backbone, fused, read_weights, recognise
+from model import (BACKBONES, POOLS, LinearEmbedding, WeightsError, build_backbone, check_backbone, find_backbone,
+                   fused, read_weights, recognise)
 
-NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize")
+NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize", "pool")
 # What they are in a config.json.
 DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "resize": str, "skip_broken": bool,
                 "skip_single": bool, "truncated": str}
 OF_ANY_DATA = ("image_size", "resize")  # those that hold for other pictures, too
-KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool)
+KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool, pool=str)
+
+NOTED = ("base", "l2normalize", "pool") + OF_ANY_DATA  # in a file, see ``LinearEmbedding``
 
 NetworkFile = collections.namedtuple("NetworkFile", "path weights options")
 NetworkFile.__doc__ = """A network's ``.pth``: its path, its state dict, and the options that are known of it: what the
-tensors show (``base``, ``embedding_size``), what the file notes beside them (``l2normalize``, ``image_size``,
-``resize``), and what the ``config.json`` beside the file says, if there is one."""
+tensors show (``base``, ``embedding_size``), what the file notes beside them (``NOTED``), and what the ``config.json``
+beside the file says, if there is one."""
 
 
 def describe(options):
     """Return a network in words: "a ResNet18 with 64 dimensions, not L2-normalised"."""
     kind = BACKBONES.get(options["base"])
-    words = "a {} with {} dimensions".format(kind.__name__ if kind else options["base"], options["embedding_size"])
+    name = kind.__name__ if kind else options["base"]
+    words = "{} {} {}".format(
+        "an" if name[:1] in "aeiou" else "a", name, "with {} dimensions".format(options["embedding_size"])
+        if options["embedding_size"] else "without a head")
+    if options.get("pool") not in (None, "avg"):
+        words += ", pooled by {}".format(options["pool"])
     if options.get("l2normalize") is None:
         return words
     return words + (", L2-normalised" if options["l2normalize"] else ", not L2-normalised")
@@ -40,14 +48,16 @@ def read_network_file(path):
     Raises:
         WeightsError: no such file, damaged, not one of our networks, or not the network that config.json describes.
     """
-    there = read_weights(path, ("base", "linear"), _misfit)
-    found = {"base": _base_of(there.weights), "embedding_size": int(there.weights["linear.weight"].shape[0])}
-    if there.notes is not None:
-        found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", (
-            "l2normalize",) + OF_ANY_DATA))
     config = read_config(os.path.dirname(path))
     options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
                                                  "mend or remove it, and give the options", KINDS)
+    there = read_weights(path, ("base", "linear"), lambda found: _misfit(found, options.get("base")))
+    head = there.weights.get("linear.weight")
+    found = {"base": _base_of(there, options.get("base")), "embedding_size": 0 if head is None else len(head)}
+    if there.notes is not None:
+        found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", NOTED))
+    if "base.pool.p" in there.weights:
+        found["pool"] = "gem"
     if any(options.get(name, value) != value for name, value in found.items() if name in NETWORK_OPTIONS):
         raise WeightsError("{} holds {}, but the {} beside it says {}; they don't belong together: move one of "
                            "them".format(path, describe(found), CONFIG, describe(dict(found, **options))))
@@ -55,17 +65,23 @@ def read_network_file(path):
     return NetworkFile(path, there.weights, options)
 
 
-def _misfit(found):
+def _misfit(found, described_base):
     """Return in words why a ``Found`` is not an embedding network; None if it is one."""
-    head = found.weights.get("linear.weight")
-    if _base_of(found.weights) is not None and head is not None and head.dim() == 2:
+    head, heads = found.weights.get("linear.weight"), [name for name in found.weights if name.startswith("linear.")]
+    if _base_of(found, described_base) is not None and (not heads or head is not None and head.dim() == 2):
         return None
-    return ("is not an embedding network of this project (linear.weight, and base.* of one of {}); a torchvision state "
-            "dict goes to --pretrained".format(", ".join(BACKBONES)))
+    return ("is not an embedding network of this project (base.* of a network that --list_backbones names, and "
+            "linear.weight if it has a head); a torchvision state dict goes to --pretrained, with --embedding_size 0 "
+            "if it is to be measured as it comes")
 
 
-def _base_of(weights):
-    return recognise({name[len("base."):]: value for name, value in weights.items() if name.startswith("base.")})
+def _base_of(found, described_base):
+    """Return the name of the backbone of a ``Found``: that which its tensors show, else that which it notes, else that
+    which its config.json describes; None if it has no backbone, or of an unknown name."""
+    weights = {name[len("base."):]: value for name, value in found.weights.items() if name.startswith("base.")}
+    noted = found.notes.get("base") if isinstance(found.notes, dict) else None
+    return recognise(weights) or (noted if weights and isinstance(noted, str) else None) or (
+        described_base if weights else None)
 
 
 def _checked(values, source, advice, names):
@@ -75,7 +91,7 @@ def _checked(values, source, advice, names):
     options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
         if (type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE
-                or name == "resize" and value not in RESIZES):
+                or name == "resize" and value not in RESIZES or name == "pool" and value not in POOLS):
             raise WeightsError("{} gives {} the value {}; {}".format(
                 source, name, reprlib.repr(value) if isinstance(value, (str, int)) else type(value).__name__, advice))
     return options
@@ -109,6 +125,14 @@ def adopt_data(args, given, file):
         print("From {}: {}".format(source, in_words(changes)))
 
 
+def adopt_image_size(args, given, base):
+    """Set ``--image_size``, if it is not given, to that which a backbone is made for."""
+    own = find_backbone(base).image_size
+    if own not in (None, args.image_size) and "image_size" not in given:
+        args.image_size = own
+        print("From {}: --image_size {}".format(base, own))
+
+
 def tell_guesses(args, given, file, prefix="", with_data=False):
     """Print which options nobody knows: neither the command nor the file says them, so their defaults are taken. Print,
     too, that the file was trained with another --image_size or --resize where nobody asked for that."""
@@ -127,18 +151,34 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
                   flush=True)
 
 
+def check_networks(args, prefixes):
+    """Refuse networks, those with these prefixes, that can't be built or can't take pictures of ``--image_size``.
+
+    Raises:
+        UsageError
+    """
+    for prefix in prefixes:
+        try:
+            check_backbone(getattr(args, prefix + "base"), args.image_size, getattr(args, prefix + "pool"))
+        except WeightsError as error:
+            raise UsageError("--{}base {}".format(prefix, error)) from None
+    if args.zero_init_residual and "zero_init_residual" not in find_backbone(args.base).takes:
+        raise UsageError("--zero_init_residual does nothing with --base {}; leave it out".format(args.base))
+
+
 def build_network(options, file=None, pretrained=None, **backbone_options):
     """Return the embedding network that ``options`` (base, embedding_size, l2normalize) describe.
 
     Args:
-        options: a dict, perhaps with the image_size and resize that it is trained with. file: a ``NetworkFile`` with
-            its weights, or None.
+        options: a dict, perhaps with the pool, and the image_size and resize that it is trained with.
+        file: a ``NetworkFile`` with its weights, or None.
         pretrained: path of weights of the backbone; None for random ones. Not looked at beside ``file``.
 
     Raises:
         WeightsError
     """
-    backbone = build_backbone(options["base"], None if file else pretrained, **backbone_options)
+    backbone = build_backbone(options["base"], None if file else pretrained, options.get("pool") or "avg",
+                              image_size=options.get("image_size"), **backbone_options)
     network = LinearEmbedding(backbone, backbone.output_size, options["embedding_size"], options["l2normalize"],
                               options.get("image_size"), options.get("resize"))
     if file:
@@ -156,9 +196,10 @@ def open_network(run, prefix="", title="Network"):
     options["image_size"] = run.args.image_size
     if run.args.resize != "square":  # a file that doesn't say it means this
         options["resize"] = run.args.resize
-    more = {} if prefix else {"pretrained": run.pretrained, "zero_init_residual": run.args.zero_init_residual}
+    more = {} if prefix else {"zero_init_residual": run.args.zero_init_residual}
     # Taken out of the run: its weights need no memory any more.
-    network = place(build_network(options, run.files.pop(prefix, None), **more), run.device)
+    network = place(build_network(options, run.files.pop(prefix, None), run.pretrained.get(prefix),
+                                  **more), run.device)
     print("{}: {}".format(title, describe(options)), flush=True)
     if run.args.compile and not prefix:
         compiled(network)

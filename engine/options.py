@@ -3,20 +3,20 @@ import argparse
 import collections
 import math
 import os
+import re
 import sys
 
 from dataset import CROPS, DATASETS, RESIZES, default_workers, usable_cores
 from engine.errors import UsageError
 from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
-from model import BACKBONES
+from model import BACKBONES, POOLS, WeightsError, find_backbone, own_name
 
 Command = collections.namedtuple("Command", "script args given defaults excused")
 Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, by
 itself or in its --recipe, {name: value} of all that it would be without any, and the names of those given that may do
 nothing: they are in a recipe."""
 
-PLANNED_BACKBONES = ("googlenet", "inception_v1bn")
 # What ``add_training_options`` adds.
 OPTIMISATION = ("recipe", "epochs", "eval_every", "optimizer", "weight_decay", "lr", "schedule", "lr_decay_epochs",
                 "lr_decay_gamma", "warmup_epochs", "head_epochs", "head_lr", "freeze_bn", "clip_grad")
@@ -55,6 +55,15 @@ def true_or_false(text):
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError("{!r} is neither true nor false".format(text))
     return text.lower() == "true"
+
+
+def backbone_name(text):
+    """Return the name of a backbone as ``BACKBONES`` has it."""
+    try:
+        find_backbone(text)
+    except WeightsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return own_name(text)
 
 
 path = os.path.expanduser  # a shell doesn't replace the ~ in --save_dir=~/runs
@@ -139,12 +148,37 @@ def add_data_options(parser):
     return group
 
 
+def families():
+    """Return in words how the names of all backbones begin: "alexnet, convnext_*, ..."."""
+    begins = collections.OrderedDict()
+    for name in sorted(BACKBONES):
+        if "/" not in name:
+            begins.setdefault(re.match("[a-z]+", name).group(), []).append(name)
+    return ", ".join(names[0] if len(names) == 1 else begin + "*" for begin, names in begins.items())
+
+
+class _ListBackbones(argparse.Action):
+    """Prints all backbones and ends, as --help does."""
+
+    def __init__(self, option_strings, dest, **words):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **words)
+
+    def __call__(self, parser, *_):
+        print("{:24}{:>8}{:>24}".format("name", "width", "million parameters"))
+        for name, kind in sorted(BACKBONES.items()):
+            print("{:24}{:>8}{:>24}".format(name, kind.output_size, kind.millions or "?"))
+        parser.exit()
+
+
 def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
-    group.add_argument("--{}base".format(prefix), choices=_with(BACKBONES, PLANNED_BACKBONES), default="resnet50",
-                       help="backbone; there are {}, the others are not here yet".format(", ".join(BACKBONES)))
-    group.add_argument("--{}embedding_size".format(prefix), type=_whole(1, MOST_DIMENSIONS), default=128, metavar="D",
-                       help="dimensions of the embedding")
+    group.add_argument("--{}base".format(prefix), type=backbone_name, default="resnet50", metavar="NAME",
+                       help="backbone, one that --list_backbones prints: torchvision's {}".format(families()))
+    group.add_argument("--{}embedding_size".format(prefix), type=_whole(0, MOST_DIMENSIONS), default=128, metavar="D",
+                       help="dimensions of the embedding; 0: no linear layer, the pooled features are the embedding")
+    group.add_argument("--{}pool".format(prefix), choices=tuple(POOLS), default="avg",
+                       help="pooling of the last map: average; maximum; their sum (Kim et al., CVPR 2020); the "
+                            "generalised mean with a trained exponent (Radenovic et al., TPAMI 2018)")
     group.add_argument("--{}l2normalize".format(prefix), type=true_or_false, default=True, metavar="true|false",
                        help="project embeddings to the unit sphere")
     return group
@@ -212,6 +246,7 @@ def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
 
 def add_run_options(parser):
     group = parser.add_argument_group("run")
+    group.add_argument("--list_backbones", action=_ListBackbones, help="print all backbones, and end")
     group.add_argument("--recall", type=positive_int, nargs="+", default=[1], metavar="K",
                        help="Recall@K is printed for each K; the first one selects best.pth")
     group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
@@ -258,10 +293,6 @@ def refuse_idle(given, names, reason):
 
 def check_shared(args, given, trains):
     """Refuse (UsageError) what can be seen to be wrong from the options alone."""
-    for name in ("base", "teacher_base"):
-        if getattr(args, name, "resnet18") not in BACKBONES:
-            raise UsageError("--{} {} is not here yet; there are {}".format(
-                name, getattr(args, name), ", ".join(BACKBONES)))
     if args.load is not None:
         refuse_idle(given, ("pretrained", "zero_init_residual"), "with --load, which gives all weights")
     if args.zero_init_residual and args.pretrained != "none":

@@ -10,7 +10,8 @@ import json
 from engine import ranks
 from engine.device import resolve_device, seed_everything, use_threads
 from engine.errors import UsageError
-from engine.networks import adopt_data, adopt_network, read_network_file, tell_guesses
+from engine.networks import (adopt_data, adopt_image_size, adopt_network, check_networks, read_network_file,
+                             tell_guesses)
 from engine.options import check_batches, check_data, check_shared, check_training
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
@@ -23,7 +24,7 @@ args: all options, a namedtuple. trains: whether it trains, or only measures.
 needs_pairs: whether the loss needs two pictures of a class; two views of one picture are such a pair, too.
 device, precision: a ``torch.device`` and a ``Precision``.
 files: {prefix of a network's options: its ``NetworkFile``}, of those that are read.
-pretrained: path of the backbone's weights, or None.
+pretrained: {prefix of a network's options: path of its backbone's weights, or None}, of those that begin from such.
 record: the ``RunRecord`` of a training; it holds the state that the run goes on from, if ``is_resumed``.
 """
 
@@ -66,16 +67,25 @@ def settled(command, check, networks, data_options_from=None, trains=True):
                     if prefix == data_options_from:
                         adopt_data(args, given, files[prefix])
                     tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
+        if not saved and (data_options_from or "") not in files:
+            adopt_image_size(args, given, getattr(args, (data_options_from or "") + "base"))
         check_data(args)
+        check_networks(args, [prefix for _, prefix in networks])
         args = collections.namedtuple("Options", sorted(vars(args)))(**vars(args))
-        record = RunRecord(command.script, args._asdict(), saved, dict(networks)) if trains else None
+        record = RunRecord(command.script, args._asdict(), saved, _files(networks)) if trains else None
         is_resumed = saved is not None
         del saved  # the record lets go of it, too, when it is restored
         device, precision = _start(args, trains)
-        pretrained = None
-        if not is_resumed and "" not in files:
-            pretrained = ranks.machine_by_machine(lambda: pretrained_file(args.base, args.pretrained))
+        # With --resume the weights of what is trained come from checkpoint.pth; those of a teacher don't.
+        begin = [prefix for _, prefix in networks if prefix not in files and (prefix or not is_resumed)]
+        pretrained = ranks.machine_by_machine(lambda: {prefix: pretrained_file(
+            getattr(args, prefix + "base"), getattr(args, prefix + "pretrained")) for prefix in begin})
         yield Run(args, trains, needs_pairs, device, precision, files, pretrained, record, is_resumed)
+
+
+def _files(networks):
+    """Return {option that may name a file that is read at each start: prefix of the options of its network}."""
+    return dict(networks, **{prefix + "pretrained": prefix for _, prefix in networks if prefix})
 
 
 def _start(args, trains):

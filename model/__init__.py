@@ -1,8 +1,10 @@
 """Networks: backbones that own their normalisation, and the embedding head."""
-from model.backbone import BACKBONES, build_backbone, pretrained_file, recognise
+from model.backbone import (BACKBONES, build_backbone, check_backbone, find_backbone, own_name, pretrained_file,
+                            recognise)
 from model.embedding import LinearEmbedding
 from model.fusion import fused
+from model.pooling import POOLS
 from model.weights import WeightsError, check_finite, read_tensors, read_weights
 
-__all__ = ["BACKBONES", "build_backbone", "pretrained_file", "recognise", "LinearEmbedding", "fused", "WeightsError",
-           "check_finite", "read_tensors", "read_weights"]
+__all__ = ["BACKBONES", "POOLS", "build_backbone", "check_backbone", "find_backbone", "own_name", "pretrained_file",
+           "recognise", "LinearEmbedding", "fused", "WeightsError", "check_finite", "read_tensors", "read_weights"]

@@ -29,6 +29,10 @@ _WEIGHTS_ONLY_IS_SAFE = (2, 6)
 _TORCHVISION_OPERATORS = ("nms", "qnms")
 _operator_library = None
 
+# What torchvision before 0.13 calls these in its tables of addresses.
+_OLD_NAMES = {"inception_v3": "inception_v3_google", "shufflenet_v2_x0_5": "shufflenetv2_x0.5",
+              "shufflenet_v2_x1_0": "shufflenetv2_x1.0"}
+
 
 def import_torchvision():
     """Return the torchvision package, also where its compiled operators don't fit the installed torch.
@@ -52,15 +56,21 @@ def import_torchvision():
 
 
 def imagenet_weights_url(architecture):
-    """Return the address of torchvision's IMAGENET1K_V1 weights for ``architecture``, such as "resnet18"."""
+    """Return the address of torchvision's IMAGENET1K_V1 weights for ``architecture``, such as "resnet18"; None if this
+    torchvision knows none."""
     models = import_torchvision().models
     if hasattr(models, "get_model_weights"):
-        return models.get_model_weights(architecture).IMAGENET1K_V1.url
+        return _first_address(models.get_model_weights(architecture))
     for name, weights in vars(models).items():  # torchvision 0.13: enumerations, but no function that finds them
         if name.lower() == architecture + "_weights":
-            return weights.IMAGENET1K_V1.url
+            return _first_address(weights)
     module = sys.modules[getattr(models, architecture).__module__]
-    return module.model_urls[architecture]
+    addresses = getattr(module, "model_urls", None) or getattr(module, "_MODEL_URLS", {})
+    return addresses.get(architecture) or addresses.get(_OLD_NAMES.get(architecture))
+
+
+def _first_address(weights):
+    return weights.IMAGENET1K_V1.url if hasattr(weights, "IMAGENET1K_V1") else None
 
 
 def cached_weights_path(url):

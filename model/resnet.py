@@ -1,14 +1,10 @@
 """torchvision's ResNets up to and including the global average pool.
 
-The names of their parameters are torchvision's own, without the classifier. One more ResNet is one class with
-``architecture``, ``blocks`` and ``output_size``, and one row in ``BACKBONES``.
+The names of their parameters are torchvision's own, without the classifier. One more ResNet is one row in
+``model.torchvision_table``, or one class with ``architecture``, ``blocks`` and ``output_size`` and a row in
+``BACKBONES``.
 """
-import torch.nn as nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-
 from model.base import Backbone
-from model.compat import import_torchvision
-from model.weights import weights_file
 
 __all__ = ["ResNet", "ResNet18", "ResNet50"]
 
@@ -24,7 +20,8 @@ class ResNet(Backbone):
 
     Attributes:
         blocks: number of residual blocks in each stage.
-        stages: names of the stages, in order.
+        inner: widths, out and in, of the second convolution of the first block: they tell ResNeXts and wide ResNets
+            from ResNets. stages: names of the stages, in order.
         The others are those of ``Backbone``.
 
     Raises:
@@ -32,13 +29,15 @@ class ResNet(Backbone):
     """
 
     blocks = None
+    inner = None
+    takes = ("zero_init_residual",)
     stages = ("layer1", "layer2", "layer3", "layer4")
 
     def __init__(self, pretrained=True, zero_init_residual=False):
         super().__init__()
-        path = weights_file(self.architecture, pretrained)
+        path = self.weights_file(pretrained)
         layers = self.layers(zero_init_residual)
-        for name in ("conv1", "bn1", "relu", "maxpool") + self.stages + ("avgpool",):
+        for name in ("conv1", "bn1", "relu", "maxpool") + self.stages:
             setattr(self, name, getattr(layers, name))
         if path is not None:
             self.load(path)
@@ -46,11 +45,11 @@ class ResNet(Backbone):
     def layers(self, zero_init_residual):
         """Return an object with the layers as attributes of torchvision's names, their weights random."""
         # Without any weights argument torchvision of every version starts from random weights.
-        return getattr(import_torchvision().models, self.architecture)(zero_init_residual=zero_init_residual)
+        return self.function()(zero_init_residual=zero_init_residual)
 
     @classmethod
     def recognises(cls, weights):
-        """Return whether a state dict, {name: tensor}, is one of this network: by its blocks and its width.
+        """Return whether a state dict, {name: tensor}, is one of this network: by its blocks and its widths.
 
         Names that are missing, or sizes that are wrong elsewhere, are reported by ``load_state_dict``.
         """
@@ -58,6 +57,9 @@ class ResNet(Backbone):
                        for stage in cls.stages)
         widths = [len(value) for name, value in weights.items()  # of the BatchNorms in the last stage
                   if name.startswith(cls.stages[-1] + ".") and name.endswith(".weight") and value.dim() == 1]
+        inner = weights.get(cls.stages[0] + ".0.conv2.weight")
+        if inner is not None and cls.inner is not None and tuple(inner.shape[:2]) != cls.inner:
+            return False
         return blocks == cls.blocks and max(widths, default=0) == cls.output_size
 
     def forward(self, images, get_stages=False):
@@ -66,24 +68,8 @@ class ResNet(Backbone):
         for stage in self.stages:
             x = getattr(self, stage)(x)
             maps.append(x)
-        pooled = self.avgpool(x).flatten(1)
+        pooled = self.pool(x).flatten(1)
         return (*maps, pooled) if get_stages else pooled
-
-    def fold(self):
-        self.eval()
-        _fold(self, "conv1", "bn1")
-        for stage in self.stages:
-            for block in getattr(self, stage):
-                for number in ("1", "2", "3"):
-                    if hasattr(block, "conv" + number):
-                        _fold(block, "conv" + number, "bn" + number)
-                if block.downsample is not None:
-                    _fold(block.downsample, "0", "1")
-
-
-def _fold(module, convolution, norm):
-    setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
-    setattr(module, norm, nn.Identity())
 
 
 class ResNet18(ResNet):
@@ -91,7 +77,9 @@ class ResNet18(ResNet):
 
     architecture = "resnet18"
     blocks = (2, 2, 2, 2)
+    inner = (64, 64)
     output_size = 512
+    millions = 11.177
 
 
 class ResNet50(ResNet):
@@ -99,4 +87,6 @@ class ResNet50(ResNet):
 
     architecture = "resnet50"
     blocks = (3, 4, 6, 3)
+    inner = (64, 64)
     output_size = 2048
+    millions = 23.508

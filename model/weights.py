@@ -28,14 +28,19 @@ class WeightsError(Exception):
 def read_tensors(path):
     """Return what is in the file ``path``: tensors, on the CPU, in plain containers. Nothing that it holds is run.
 
+    It is one that torch.save wrote, or a safetensors file (where that package is there), whatever its name.
+
     Raises:
         WeightsError: no such file, damaged, or with something else in it, such as tensors that are no plain arrays of
-            numbers; or its tensors need more memory than the file's size.
+            numbers; or its tensors need more memory than the file's size; or the package safetensors is missing.
     """
     _check_file(path)
     size = os.path.getsize(path)
-    _check_format(path, size)
-    tensors = _load(path)
+    if _is_safetensors(path, size):
+        tensors = _load_safetensors(path)
+    else:
+        _check_archive(path, size)
+        tensors = _load(path)
     for name, tensor in _named_tensors(tensors):
         fault = _fault_of(tensor, size)
         if fault:
@@ -73,13 +78,30 @@ def _load(path):
         raise WeightsError("{} can't be read: it is damaged, or no file of PyTorch weights".format(path)) from None
 
 
-def _check_format(path, size):
-    """Refuse files of other programs, and an archive whose content is longer than its own ``size``."""
+def _is_safetensors(path, size):
     with contextlib.suppress(OSError), open(path, "rb") as file:  # where it can't be read, torch's reader says so
         length, first = int.from_bytes(file.read(8), "little"), file.read(1)
-        if first == b"{" and length < size:  # the length of a header in JSON, and the header
-            raise WeightsError("{} is a safetensors file; needed is one that torch.save wrote: {}".format(
-                path, SAVED_ALONE.replace("network.state_dict()", "safetensors.torch.load_file(FILE)")))
+        return first == b"{" and length < size  # the length of a header in JSON, and the header
+    return False
+
+
+def _load_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise WeightsError("{} is a safetensors file, which needs the package safetensors: pip install "
+                           "safetensors".format(path)) from None
+    try:
+        return load_file(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # the package raises several types for a damaged file
+        raise WeightsError("{} can't be read: a damaged safetensors file ({})".format(
+            path, " ".join(str(error).split()))) from None
+
+
+def _check_archive(path, size):
+    """Refuse TorchScript, and an archive whose content is longer than its own ``size``; others are torch's business."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -199,6 +221,9 @@ def _imagenet_file(architecture):
     if architecture is None:
         raise WeightsError("there are no ImageNet weights of this backbone; give --pretrained FILE or none")
     url = imagenet_weights_url(architecture)
+    if url is None:
+        raise WeightsError("the installed torchvision has no IMAGENET1K_V1 weights of {}; give --pretrained FILE or "
+                           "none".format(architecture))
     path = cached_weights_path(url)
     if os.path.isfile(path):
         return path

@@ -29,7 +29,7 @@ SENSIBLE = {"l2normalize": ["true", "false"], "teacher_l2normalize": ["true"], "
             "cache": ["auto", "off", "new"], "pretrained": ["none"], "data": ["set"], "load": ["weights.pth"],
             "save_dir": ["new", "new/deep", "run"], "lr": ["1e-3"], "recipe": ["run/config.json"],
             "batch": ["8", "6"]}
-FLAGS_LEFT_OUT = {"compile"}
+FLAGS_LEFT_OUT = {"compile", "list_backbones"}
 
 
 def random_words(rng, parser):

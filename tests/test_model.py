@@ -7,26 +7,10 @@ import torch
 from torch.nn.utils import prune, weight_norm
 
 from model import BACKBONES, LinearEmbedding, WeightsError, compat, fused, recognise
-from model.resnet import ResNet, ResNet18, ResNet50
+from model.resnet import ResNet18, ResNet50
 from tiny import TinyResNet
 
 torchvision = compat.import_torchvision()
-
-
-class ResNet34(ResNet):
-    """What one more backbone takes; its row in BACKBONES is written by a fixture."""
-
-    architecture = "resnet34"
-    blocks = (3, 4, 6, 3)
-    output_size = 512
-
-
-@pytest.fixture
-def backbones(monkeypatch):
-    """BACKBONES with two more rows."""
-    monkeypatch.setitem(BACKBONES, "tiny", TinyResNet)
-    monkeypatch.setitem(BACKBONES, "resnet34", ResNet34)
-    return BACKBONES
 
 
 def test_features_are_torchvisions():
@@ -168,18 +152,23 @@ def test_fused_network_is_the_same_function(constructor):
     assert list(original.state_dict()) == names and all(value.requires_grad for value in original.parameters())
 
 
-def test_a_backbone_recognises_its_own_weights(backbones):
-    for name, constructor in backbones.items():
-        assert recognise(constructor(pretrained=False).state_dict()) == name
+@pytest.fixture
+def tiny_row(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", TinyResNet)
 
 
-def test_nobody_recognises_weights_of_another_network(backbones):
+def test_a_resnet_recognises_its_own_weights(tiny_row):
+    for name in "tiny", "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2":
+        assert recognise(BACKBONES[name](pretrained=False).state_dict()) == name
+
+
+def test_nobody_recognises_weights_of_another_network(tiny_row):
     tiny = TinyResNet(pretrained=False).state_dict()
     wider = {name: torch.ones([9] + list(value.shape[1:])) for name, value in tiny.items() if value.dim()}
     deeper = dict(tiny, **{"layer2.1.conv1.weight": torch.ones(8, 8, 3, 3)})
     scalars = {name: torch.tensor(1.0) for name in tiny}
-    others = torchvision.models.resnet101().state_dict(), torchvision.models.googlenet(init_weights=False).state_dict()
-    for weights in others + (wider, deeper, scalars, {}, {"layer1.": torch.ones(1)}):
+    googlenet = torchvision.models.googlenet(init_weights=False).state_dict()  # with its classifiers
+    for weights in googlenet, wider, deeper, scalars, {}, {"layer1.": torch.ones(1)}:
         assert recognise(weights) is None
 
 

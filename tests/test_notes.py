@@ -67,7 +67,7 @@ def test_a_run_notes_them_in_each_file(student, tmp_path, monkeypatch, name, loa
         monkeypatch.setattr(compat, "_WEIGHTS_ONLY_IS_SAFE", (99, 0))
     shutil.copy(str(student / name), str(tmp_path / name))
     assert read_network_file(str(tmp_path / name)).options == {
-        "base": "tiny", "embedding_size": 8, "l2normalize": False, "image_size": 32}
+        "base": "tiny", "embedding_size": 8, "l2normalize": False, "image_size": 32, "pool": "avg"}
 
 
 def test_any_strict_loader_takes_the_file(student):

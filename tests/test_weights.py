@@ -3,9 +3,11 @@ import argparse
 import collections
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 import socket
+import sys
 import threading
 import zipfile
 
@@ -96,10 +98,14 @@ def _other_zip(path):
         archive.writestr("readme.txt", "hello")
 
 
-def _safetensors(path):
-    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-    with open(path, "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header + bytes(8))
+def _safetensors(content=bytes(8), dtype="F32", shape=(2,), end=8):
+    """Return a function that writes a safetensors file with one tensor, a."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}).encode()
+
+    def write(path):
+        with open(path, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header + content)
+    return write
 
 
 def _saved(value):
@@ -119,7 +125,12 @@ DAMAGED = {
     "a list": (_saved([torch.ones(2)]), "no weights"),
     "numbers": (_saved({"a": 1}), "no weights"),
     "TorchScript": (lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "is TorchScript .*; needed is "),
-    "safetensors": (_safetensors, "is a safetensors file; needed is one that torch.save wrote"),
+    "safetensors, cut": (_safetensors(bytes(7)), "a damaged safetensors file"),
+    "safetensors of many numbers": (_safetensors(shape=(10 ** 12,)), "a damaged safetensors file"),
+    "safetensors that goes on": (_safetensors(bytes(12)), "a damaged safetensors file"),
+    "safetensors of an odd kind": (_safetensors(dtype="F7"), "a damaged safetensors file"),
+    "safetensors, not finite": (_safetensors(b"\xff" * 8), "not finite, first in a"),
+    "safetensors of whole numbers": (_safetensors(dtype="I32"), r"whole numbers \(int32\) .*, first in a"),
     "a run's state": (_saved({"network": {"a": torch.ones(2)}, "progress": {}}), "the state of a run, for --resume"),
     "not finite": (_saved({"a": torch.tensor([1, float("nan")])}), "not finite, first in a"),
     "whole numbers": (_saved({"a": torch.ones(2, dtype=torch.int64)}), r"whole numbers \(int64\) .*, first in a"),
@@ -131,9 +142,33 @@ def test_damaged_weights_are_one_line(tmp_path, kind):
     make, expected = DAMAGED[kind]
     path = str(tmp_path / "weights.pth")
     make(path)
+    if "safetensors" in kind:
+        pytest.importorskip("safetensors", reason="needs the package safetensors")
     with pytest.raises(WeightsError, match=expected) as error:
         read_weights(path, {"a"}, lambda found: None if found.weights else "holds no weights")
     assert path in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_safetensors_are_read_like_any_file(tmp_path, name):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the package safetensors")
+    weights, path = TinyResNet(pretrained=False).state_dict(), str(tmp_path / name)
+    safetensors.save_file(dict(weights, **{"fc.weight": torch.ones(2, 8)}), path, metadata={"format": "pt"})
+    loaded = TinyResNet(pretrained=path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+    whole = {"linear.weight": torch.ones(3, 8).half(), "linear.bias": torch.zeros(3, dtype=torch.bfloat16)}
+    safetensors.save_file({"module." + name: value for name, value in whole.items()}, path)
+    found = read_weights(path, {"linear"}, lambda found: None)
+    assert found.prefix == "module" and found.notes is None
+    assert all(torch.equal(found.weights[name], value) for name, value in whole.items())
+
+
+def test_without_its_package_a_safetensors_file_is_one_line(tmp_path, monkeypatch):
+    path = str(tmp_path / "weights.safetensors")
+    _safetensors()(path)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(WeightsError, match="needs the package safetensors: pip install safetensors$"):
+        read_tensors(path)
 
 
 ODD_TENSORS = [

@@ -4,7 +4,7 @@ import os
 
 # The options that are paths, and their values that are none.
 PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (), "recipe": (),
-         "pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
+         "pretrained": ("imagenet", "none"), "teacher_pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
 
 
 def absolute(options):
@@ -37,6 +37,11 @@ def equal(name, there, here):
     if there == here or not (_paths({name: there}) and _paths({name: here})):
         return there == here
     return os.path.realpath(there) == os.path.realpath(here)
+
+
+def is_path(name, value):
+    """Whether a value of an option is a path."""
+    return bool(_paths({name: value}))
 
 
 def _paths(options):

@@ -16,7 +16,7 @@ from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, write_json,
                                  write_tensors, write_text)
-from engine.rundir.paths import absolute
+from engine.rundir.paths import absolute, is_path
 from engine.rundir.resume import refuse_other_run
 from engine.rundir.state import VERSION, restore
 from engine.training import Progress
@@ -29,7 +29,8 @@ class RunRecord:
     Args:
         script, options: what is run: its name and {option: value}. ``save_dir`` is where the files go; None keeps none.
         saved: the state that the run goes on from, or None.
-        networks: {option that names a network's file: prefix of its options}; the run must not write over such files.
+        networks: {option that may name a network's file: prefix of its options}; the run must not write over such a
+            file.
 
     Attributes:
         best, final: {split: recall}, the best one and the last one. The first K of ``--recall`` is what counts.
@@ -59,7 +60,9 @@ class RunRecord:
         digests = {}
         for name, prefix in networks.items():
             path = self.options[name]
-            if path is None:
+            if not is_path(name, path):
+                if self.saved and prefix and name in self.saved["inputs"]:
+                    raise UsageError("--{} {}: this run began with a file; give its place".format(name, path))
                 continue
             if os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.save_dir):
                 raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
