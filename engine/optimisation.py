@@ -74,7 +74,7 @@ def parameter_groups(network, args):
         raise UsageError("--freeze_bn does nothing here: the network has no BatchNorm; leave it out")
     if args.head_lr == 1:
         return [Group(list(network.parameters()), 1)]
-    return [Group(list(network.base.parameters()), 1), Group(head, args.head_lr)]
+    return [Group(_backbone(network), 1), Group(head, args.head_lr)]
 
 
 def make_optimizer(groups, args):
@@ -114,7 +114,8 @@ class Schedule:
                 layer.eval()
         if self.args.head_epochs and ranks.count() == 1:
             # This saves time only. DistributedDataParallel waits for every gradient that it knew at the start.
-            self.network.base.requires_grad_(not self._head_alone)
+            for parameter in _backbone(self.network):
+                parameter.requires_grad_(not self._head_alone)
 
     def adjust_gradients(self, scaler=None):
         """Drop the gradients of what is not trained in this epoch, and clip the others' norm to --clip_grad.
@@ -123,7 +124,7 @@ class Schedule:
             scaler: a GradScaler whose scale they still have, or None.
         """
         if self._head_alone:
-            for parameter in self.network.base.parameters():
+            for parameter in _backbone(self.network):
                 parameter.grad = None
         if self.args.clip_grad is None:
             return
@@ -133,8 +134,17 @@ class Schedule:
 
 
 def _head(network):
-    """Return what is new in an embedding network: all parameters but the backbone's."""
-    return [parameter for name, parameter in network.named_parameters() if not name.startswith("base.")]
+    """Return what is new in an embedding network: the parameters of its linear layer and its pooling."""
+    return [parameter for name, parameter in network.named_parameters() if _is_new(name)]
+
+
+def _backbone(network):
+    """Return the other parameters, which may have begun from pretrained weights."""
+    return [parameter for name, parameter in network.named_parameters() if not _is_new(name)]
+
+
+def _is_new(name):
+    return not name.startswith("base.") or name.startswith("base.pool.")
 
 
 def _batchnorms(network):

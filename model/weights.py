@@ -19,6 +19,7 @@ CONNECT_SECONDS = 20
 SAVED_ALONE = "torch.save(network.state_dict(), 'weights.pth')"
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16,
            torch.int32, torch.int64, torch.bool}
+WHOLE_NUMBERS = ("num_batches_tracked", "relative_position_index")  # in networks whose weights are none
 
 
 class WeightsError(Exception):
@@ -173,7 +174,7 @@ def read_weights(path, parts, misfit):
             if entries and "." not in entries[-1] else SAVED_ALONE))
     found, = fitting
     for name, value in found.weights.items():
-        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+        if not value.is_floating_point() and not name.endswith(WHOLE_NUMBERS):
             raise WeightsError("{} holds whole numbers ({}) instead of weights, first in {}".format(
                 path, str(value.dtype).replace("torch.", ""), name))
     check_finite(path, found.weights)

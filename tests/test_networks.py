@@ -210,7 +210,7 @@ def test_poolings_in_plain_loops(name):
     assert [place for place, _ in pool.named_parameters()] == (["p"] if name == "gem" else [])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "tiny"])
+@pytest.mark.parametrize("name", there("mobilenet_v2", "swin_t") + ["tiny"])
 def test_a_network_without_a_head_and_with_a_trained_pooling(name, tmp_path, monkeypatch):
     from tiny import TinyResNet
     monkeypatch.setitem(BACKBONES, "tiny", TinyResNet)
