@@ -20,8 +20,9 @@ from dataset.pictures import shown
 
 __all__ = ["main"]
 
-# A cache, what says what is in it (in earlier versions .broken), and what is left of making one that was killed.
-NAME = re.compile("([0-9a-f]{32}" + re.escape(SUFFIX) + r")(\.json|\.broken)?(\.[0-9]+\.tmp)?")
+# A cache, what says what is in it (in earlier versions .broken), what was measured with its pictures, and what is left
+# of making one that was killed.
+NAME = re.compile("([0-9a-f]{32}" + re.escape(SUFFIX) + r")((\.[0-9a-f]{32})?\.json|\.broken)?(\.[0-9]+\.tmp)?")
 
 
 def caches_in(folder):

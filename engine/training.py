@@ -6,15 +6,18 @@ from typing import List, Optional
 import numpy as np
 import torch
 
-from model.compat import accelerator_rng_state, set_accelerator_rng_state
+from model.compat import accelerator_rng_state, fused_option, set_accelerator_rng_state
 
 WEIGHT_DECAY = 1e-5
+WAYS = ("fused", "foreach")  # how a step of the optimiser is computed
 SCHEDULE = ("last_epoch", "base_lrs", "_last_lr", "_step_count")  # the rest of a schedule follows from the options
 
 
 def make_optimizer(parameters, lr, decay_epochs, decay_gamma):
     """Return (Adam, MultiStepLR); the schedule is stepped once at the end of each epoch."""
-    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+    parameters = list(parameters)
+    optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=WEIGHT_DECAY,
+                                 **fused_option(torch.optim.Adam, parameters[0].device))
     return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, sorted(decay_epochs), decay_gamma)
 
 
@@ -87,13 +90,27 @@ class Training:
         if part == "network":
             self.network.load_state_dict(saved)
         elif part == "optimizer":
-            self.optimizer.load_state_dict(saved)
+            _restore_optimizer(self.optimizer, saved)
         elif part == "schedule":
             self.schedule.load_state_dict({name: saved[name] for name in SCHEDULE})
         elif part == "scaler" and self.precision.scaler is not None and saved is not None:
             self.precision.scaler.load_state_dict(saved)
         elif part == "random":
             _restore_random(saved, self.device)
+
+
+def _restore_optimizer(optimizer, saved):
+    """Take over a saved state. How a step is computed stays as it is here, whatever it was where that was saved."""
+    groups = list(saved["param_groups"])
+    for number, group in enumerate(optimizer.param_groups[:len(groups)]):
+        groups[number] = dict(groups[number], **{name: group[name] for name in WAYS if name in group})
+    optimizer.load_state_dict(dict(saved, param_groups=groups))
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name != "step" and isinstance(value, torch.Tensor):
+                # On a CPU a fused step goes through memory from end to end and doesn't look at strides: all must have
+                # those of the weights.
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def on_cpu(value):
