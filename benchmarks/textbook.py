@@ -41,13 +41,16 @@ def loader(samples, batches=None, batch=64, workers=2):
 
 
 class Network(nn.Module):
-    """A torchvision ResNet and a linear head, on normalised pictures."""
+    """A torchvision network with a linear head in place of its last layer, on normalised pictures of ``side`` pixels."""
 
-    def __init__(self, architecture, dimensions, normalise):
+    def __init__(self, architecture, dimensions, normalise, side=224):
         super().__init__()
         from model.compat import import_torchvision
-        self.layers = getattr(import_torchvision().models, architecture)()
-        self.layers.fc = nn.Linear(self.layers.fc.in_features, dimensions)
+        self.layers = getattr(import_torchvision().models, architecture)(
+            **{"image_size": side} if architecture.startswith("vit") else {})
+        name, last = [(name, layer) for name, layer in self.layers.named_modules() if isinstance(layer, nn.Linear)][-1]
+        parent, _, attribute = name.rpartition(".")
+        setattr(dict(self.layers.named_modules())[parent], attribute, nn.Linear(last.in_features, dimensions))
         self.normalise = normalise
 
     def forward(self, images):
