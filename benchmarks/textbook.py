@@ -41,7 +41,7 @@ def loader(samples, batches=None, batch=64, workers=2):
 
 
 class Network(nn.Module):
-    """A torchvision network with a linear head in place of its last layer, on normalised pictures of ``side`` pixels."""
+    """A torchvision network, a linear head in place of its last layer, on normalised pictures of ``side`` pixels."""
 
     def __init__(self, architecture, dimensions, normalise, side=224):
         super().__init__()
