@@ -19,7 +19,7 @@ from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
-from engine.networks import for_steps, open_network
+from engine.networks import for_evaluation, for_steps, open_network
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
 from metric.loss import LOSSES
@@ -61,7 +61,8 @@ def measure(command):
         # Network.
         network = open_network(run)
         # Measure.
-        evaluate_splits(network, data.evaluation, run.args.recall, run.device, epoch=0, precision=run.precision)
+        evaluate_splits(for_evaluation(run, network), data.evaluation, run.args.recall, run.device, epoch=0,
+                        precision=run.precision)
 
 
 def train(command):

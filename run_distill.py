@@ -18,8 +18,8 @@ import torch
 from engine import options, ranks
 from engine.data import open_data
 from engine.errors import UsageError, run_script
-from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
+from engine.measured import evaluate_once
 from engine.networks import for_steps, frozen, open_network
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
@@ -204,12 +204,11 @@ def train(command):
         check_stages(run.args)
         # Data.
         data = open_data(run)
-        # Networks. The teacher is measured before it is folded, and not again when a run goes on.
+        # Networks. The teacher is frozen, and not measured again when a run goes on.
         student = open_network(run, title="Student")
-        teacher = open_network(run, "teacher_", title="Teacher")
+        teacher = frozen(run, open_network(run, "teacher_", title="Teacher"))
         if not run.is_resumed:
-            evaluate_splits(teacher, data.evaluation, run.args.recall, run.device, epoch=0)
-        teacher = frozen(run, teacher)  # in evaluation mode, without gradients
+            evaluate_once(run, teacher, data.evaluation)
         if run.args.teacher_views:
             draw_from_teacher_views(run, teacher, data)
             teacher = None  # it needs no memory any more

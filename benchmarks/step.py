@@ -1,4 +1,4 @@
-"""Training steps and forward passes at 224 px: float32, channels first, against ours."""
+"""Training steps and forward passes of familiar networks: float32, channels first, against ours."""
 import torch
 
 from common import main, parser
@@ -6,18 +6,20 @@ from common import main, parser
 import textbook
 from engine.device import compiled, place, resolve_device
 from engine.precision import Precision, resolve_precision
+from engine.training import make_optimizer
 from metric.loss import RKdAngle, RkdDistance
-from model import LinearEmbedding, build_backbone, fused
+from model import BACKBONES, LinearEmbedding, build_backbone, fused
+
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16")
 
 
-def network(base, dimensions, normalise, device):
-    backbone = build_backbone(base)
-    return place(LinearEmbedding(backbone, backbone.output_size, dimensions, normalise), device)
+def network(base, dimensions, normalise, side, device):
+    takes_side = "image_size" in getattr(BACKBONES[base], "takes", ())
+    backbone = build_backbone(base, **{"image_size": side} if takes_side else {})
+    return place(LinearEmbedding(backbone, backbone.output_size, dimensions, normalise, side), device)
 
 
-def train_step(model, step, scaler=None):
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5)
-
+def train_step(optimizer, step, scaler=None):
     def run():
         loss = step()
         optimizer.zero_grad(set_to_none=True)
@@ -31,14 +33,20 @@ def train_step(model, step, scaler=None):
 
 
 def textbook_jobs(args, device):
-    images = torch.rand(args.batch, 3, 224, 224, device=device)
+    images = torch.rand(args.batch, 3, args.side, args.side, device=device)
+
+    def made(base, dimensions, normalise):
+        return textbook.Network(base, dimensions, normalise, args.side).to(device)
+
+    def adam(model):
+        return torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5)
 
     def training(base):
-        model = textbook.Network(base, 512, True).to(device)
-        return train_step(model, lambda: model(images).pow(2).sum()),
+        model = made(base, 512, True)
+        return train_step(adam(model), lambda: model(images).pow(2).sum()),
 
-    def forward():
-        model = textbook.Network("resnet50", 512, True).to(device).eval()
+    def forward(base):
+        model = made(base, 512, True).eval()
 
         def run():
             with torch.no_grad():
@@ -46,38 +54,43 @@ def textbook_jobs(args, device):
         return run,
 
     def distillation():
-        student = textbook.Network("resnet18", 64, False).to(device)
-        teacher = textbook.Network("resnet50", 512, True).to(device).eval()
+        student, teacher = made("resnet18", 64, False), made("resnet50", 512, True).eval()
 
         def step():
             with torch.no_grad():
                 target = teacher(images)
             e = student(images)
             return textbook.rkd_distance(e, target) + 2 * textbook.rkd_angle(e, target)
-        return train_step(student, step),
+        return train_step(adam(student), step),
 
     return training, forward, distillation
 
 
 def our_jobs(args, device, precision, compile_networks):
     resolve_device(str(device))
-    images = torch.randint(0, 256, (args.batch, 224, 224, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    images = torch.randint(0, 256, (args.batch, args.side, args.side, 3), dtype=torch.uint8, device=device)
+    images = images.permute(0, 3, 1, 2)
 
-    def maybe_compiled(model):
+    def made(base, dimensions, normalise, is_frozen=False):
+        model = network(base, dimensions, normalise, args.side, device)
+        model = place(fused(model), device) if is_frozen else model
         if compile_networks:
             compiled(model)
         return model
 
+    def adam(model):
+        return make_optimizer(model.parameters(), 1e-4, [], 1)[0]
+
     def training(base):
-        model = maybe_compiled(network(base, 512, True, device))
+        model = made(base, 512, True)
 
         def step():
             with precision.autocast():
                 return model(images).pow(2).sum()
-        return train_step(model, step, precision.scaler),
+        return train_step(adam(model), step, precision.scaler),
 
-    def forward():
-        model = maybe_compiled(place(fused(network("resnet50", 512, True, device)), device))
+    def forward(base):
+        model = made(base, 512, True, is_frozen=True)
 
         def run():
             with torch.inference_mode(), precision.autocast():
@@ -85,8 +98,7 @@ def our_jobs(args, device, precision, compile_networks):
         return run,
 
     def distillation():
-        student = maybe_compiled(network("resnet18", 64, False, device))
-        teacher = maybe_compiled(place(fused(network("resnet50", 512, True, device)), device))
+        student, teacher = made("resnet18", 64, False), made("resnet50", 512, True, is_frozen=True)
         distance, angle = RkdDistance(), RKdAngle()
 
         def step():
@@ -95,7 +107,7 @@ def our_jobs(args, device, precision, compile_networks):
                     target = teacher(images)
                 e = student(images)
                 return distance(e, target) + 2 * angle(e, target)
-        return train_step(student, step, precision.scaler),
+        return train_step(adam(student), step, precision.scaler),
 
     return training, forward, distillation
 
@@ -111,10 +123,11 @@ def cases(args):
         ways["ours, fp16"] = lambda: our_jobs(args, device, Precision("fp16", device), False)
     if args.compile:
         ways["ours, {}, --compile".format(automatic.name)] = lambda: our_jobs(args, device, automatic, True)
-    jobs = {"ResNet18 training step": lambda parts: parts[0]("resnet18"),
-            "ResNet50 training step": lambda parts: parts[0]("resnet50"),
-            "ResNet50 forward, frozen": lambda parts: parts[1](),
-            "distillation step, ResNet50 -> ResNet18": lambda parts: parts[2]()}
+    jobs = {}
+    for base in args.networks:
+        jobs[base + " training step"] = lambda parts, base=base: parts[0](base)
+        jobs[base + " forward, frozen"] = lambda parts, base=base: parts[1](base)
+    jobs["distillation step, resnet50 -> resnet18"] = lambda parts: parts[2]()
     return {case: {way: {"prepare": (lambda build=build, select=select: select(build())), "work": lambda run: run(),
                          "count": args.batch} for way, build in ways.items()} for case, select in jobs.items()}
 
@@ -122,6 +135,9 @@ def cases(args):
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--side", type=int, default=224, help="of the pictures, in pixels")
+    options.add_argument("--networks", nargs="*", choices=NETWORKS, metavar="NAME",
+                         default=[name for name in NETWORKS if name in BACKBONES], help="of " + ", ".join(NETWORKS))
     options.add_argument("--compile", action="store_true", help="measure torch.compile too")
     arguments = options.parse_args()
     main(arguments, cases(arguments), "pictures")

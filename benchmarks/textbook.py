@@ -10,44 +10,49 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def read_picture(path, rng=None):
-    """File -> resize to 256 x 256 -> crop of 224 -> flip -> float tensor -> normalised."""
+def read_picture(path, rng=None, side=224):
+    """File -> resize to 8/7 of ``side`` -> crop of ``side`` -> flip -> float tensor -> normalised."""
+    larger = round(side * 8 / 7)
     with Image.open(path) as image:
-        image = image.convert("RGB").resize((256, 256), Image.BILINEAR)
-    left, top = (16, 16) if rng is None else rng.integers(0, 33, size=2).tolist()
-    image = image.crop((left, top, left + 224, top + 224))
+        image = image.convert("RGB").resize((larger, larger), Image.BILINEAR)
+    left, top = [(larger - side) // 2] * 2 if rng is None else rng.integers(0, larger - side + 1, size=2).tolist()
+    image = image.crop((left, top, left + side, top + side))
     if rng is not None and rng.random() < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
     return (torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255 - MEAN) / STD
 
 
 class Pictures(Dataset):
-    def __init__(self, samples, train):
+    def __init__(self, samples, train, side=224):
         self.samples = samples
         self.train = train
+        self.side = side
 
     def __getitem__(self, index):
         path, label = self.samples[index]
-        return read_picture(path, np.random.default_rng(index) if self.train else None), label
+        return read_picture(path, np.random.default_rng(index) if self.train else None, self.side), label
 
     def __len__(self):
         return len(self.samples)
 
 
-def loader(samples, batches=None, batch=64, workers=2):
+def loader(samples, batches=None, batch=64, workers=2, side=224):
     if batches is None:
-        return DataLoader(Pictures(samples, False), batch_size=batch, num_workers=workers)
-    return DataLoader(Pictures(samples, True), batch_sampler=batches, num_workers=workers)
+        return DataLoader(Pictures(samples, False, side), batch_size=batch, num_workers=workers)
+    return DataLoader(Pictures(samples, True, side), batch_sampler=batches, num_workers=workers)
 
 
 class Network(nn.Module):
-    """A torchvision ResNet and a linear head, on normalised pictures."""
+    """A torchvision network, a linear head in place of its last layer, on normalised pictures of ``side`` pixels."""
 
-    def __init__(self, architecture, dimensions, normalise):
+    def __init__(self, architecture, dimensions, normalise, side=224):
         super().__init__()
         from model.compat import import_torchvision
-        self.layers = getattr(import_torchvision().models, architecture)()
-        self.layers.fc = nn.Linear(self.layers.fc.in_features, dimensions)
+        self.layers = getattr(import_torchvision().models, architecture)(
+            **{"image_size": side} if architecture.startswith("vit") else {})
+        name, last = [(name, layer) for name, layer in self.layers.named_modules() if isinstance(layer, nn.Linear)][-1]
+        parent, _, attribute = name.rpartition(".")
+        setattr(dict(self.layers.named_modules())[parent], attribute, nn.Linear(last.in_features, dimensions))
         self.normalise = normalise
 
     def forward(self, images):

@@ -58,6 +58,11 @@ class CachedPictures(Pictures):
         """Return ``checksum_of`` each picture, as it was decoded."""
         return [self._checksums[index] for index in self._kept]
 
+    def beside(self, digest):
+        """Return the path of a small JSON file of what ``digest``, 32 hexadecimal digits, stands for. It is removed
+        together with the cache."""
+        return "{}.{}{}".format(self.path, digest, CONTENTS)
+
     def __getstate__(self):
         return dict(self.__dict__, _array=None)
 

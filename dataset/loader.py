@@ -198,6 +198,16 @@ class EvaluationLoader:
         self.loader = _data_loader(_Batches(dataset.samples, image_size, pictures, crops or CentreCrops()), self.keys,
                                    workers, pin_memory, keep_workers=False)
 
+    @property
+    def pictures(self):
+        """The resized pictures: ``CachedPictures`` or ``DecodedPictures``."""
+        return self.loader.dataset.pictures
+
+    @property
+    def labels(self):
+        """Their labels, a NumPy array."""
+        return self.loader.dataset.labels
+
     def __len__(self):
         return len(self.keys)
 

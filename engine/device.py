@@ -9,6 +9,7 @@ import torch
 from dataset import usable_cores
 from engine import ranks
 from engine.errors import UsageError, first_line
+from engine.precision import train_depthwise_in_float32
 from metric.utils import pdist
 from model.compat import compile_network, keep_freed_memory, require_float32_products
 
@@ -130,6 +131,8 @@ def _free_cores():
 
 def place(network, device):
     """Return ``network`` on ``device``, its convolutions in the memory format in which the pictures come."""
+    if device.type == "cpu":
+        train_depthwise_in_float32(network)
     return network.to(device, memory_format=torch.channels_last)
 
 

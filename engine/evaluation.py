@@ -94,10 +94,15 @@ def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
             lambda: recall(embeddings, labels, K=ks, gallery=gallery, gallery_labels=gallery_labels))
         measurement = Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
         measurements[split] = measurement
-        for k, fraction in measurement.recalls.items():
-            print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
-        if measurement.spread < COLLAPSED_SPREAD:
-            print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
-                  "a lower --lr, another --sample or --pretrained weights may help".format(split, measurement.spread),
-                  flush=True)
+        tell(measurement, split, epoch)
     return measurements
+
+
+def tell(measurement, split, epoch):
+    """Print the lines of a ``Measurement``."""
+    for k, fraction in measurement.recalls.items():
+        print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
+    if measurement.spread < COLLAPSED_SPREAD:
+        print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
+              "a lower --lr, another --sample or --pretrained weights may help".format(split, measurement.spread),
+              flush=True)

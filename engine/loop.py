@@ -10,6 +10,7 @@ from engine import ranks
 from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
+from engine.networks import for_evaluation
 from engine.optimisation import Schedule, make_optimizer, parameter_groups
 from engine.training import Training
 
@@ -47,7 +48,7 @@ def fit(job):
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
     def evaluate(epoch):
-        return evaluate_splits(job.network, job.data.evaluation, args.recall, run.device, epoch)
+        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args.recall, run.device, epoch)
 
     progress = record.go_on(training)
     if progress.epoch > args.epochs:

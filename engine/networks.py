@@ -215,6 +215,15 @@ def frozen(run, network):
     return network
 
 
+def for_evaluation(run, network):
+    """Return what ``network`` is measured with: a copy with BatchNorm folded.
+
+    With --compile it is ``network`` itself, since each copy would have to be compiled; with --sync_bn, too, since
+    PyTorch's SyncBatchNorm can't be copied.
+    """
+    return network if run.args.compile or run.args.sync_bn else place(fused(network), run.device)
+
+
 def for_steps(run, network):
     """Return ``network`` wrapped for training steps on several ranks (DDP, --sync_bn): the same weights."""
     return ranks.parallel(synchronised(network, run.device) if run.args.sync_bn else network, run.device)

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from engine import ranks
 from engine.errors import UsageError
+from model.compat import fused_option
 
 MOMENTUM = 0.9  # of SGD
 
@@ -19,12 +20,12 @@ Group = collections.namedtuple("Group", "parameters factor")
 Group.__doc__ = """Parameters with one learning rate: a list, and what the rate of the epoch is multiplied by."""
 
 
-def _adam(groups, args):
-    return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.weight_decay)
+def _adam(groups, args, kind=torch.optim.Adam):
+    return kind(groups, lr=args.lr, weight_decay=args.weight_decay, **fused_option(kind, groups[0]["params"][0].device))
 
 
 def _adamw(groups, args):
-    return torch.optim.AdamW(groups, lr=args.lr, weight_decay=args.weight_decay)
+    return _adam(groups, args, torch.optim.AdamW)
 
 
 def _sgd(groups, args):

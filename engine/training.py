@@ -8,6 +8,8 @@ import torch
 
 from model.compat import accelerator_rng_state, set_accelerator_rng_state
 
+WAYS = ("fused", "foreach")  # how a step of the optimiser is computed
+
 
 @dataclasses.dataclass
 class Progress:
@@ -77,11 +79,25 @@ class Training:
         if part == "network":
             self.network.load_state_dict(saved)
         elif part == "optimizer":
-            self.optimizer.load_state_dict(saved)
+            _restore_optimizer(self.optimizer, saved)
         elif part == "scaler" and self.precision.scaler is not None and saved is not None:
             self.precision.scaler.load_state_dict(saved)
         elif part == "random":
             _restore_random(saved, self.device)
+
+
+def _restore_optimizer(optimizer, saved):
+    """Take over a saved state. How a step is computed stays as it is here, whatever it was where that was saved."""
+    groups = list(saved["param_groups"])
+    for number, group in enumerate(optimizer.param_groups[:len(groups)]):
+        groups[number] = dict(groups[number], **{name: group[name] for name in WAYS if name in group})
+    optimizer.load_state_dict(dict(saved, param_groups=groups))
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name != "step" and isinstance(value, torch.Tensor):
+                # On a CPU a fused step goes through memory from end to end and doesn't look at strides: all must have
+                # those of the weights.
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def on_cpu(value):

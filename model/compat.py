@@ -17,7 +17,7 @@ import warnings
 import torch
 
 __all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors", "refused_name",
-           "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "compile_network",
+           "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "fused_option", "compile_network",
            "keep_freed_memory", "accelerator_rng_state", "set_accelerator_rng_state", "TORCH_VERSION"]
 
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
@@ -131,6 +131,21 @@ def gradient_scaler(device_type):
     if hasattr(getattr(torch, "amp", None), "GradScaler"):
         return torch.amp.GradScaler(device_type)
     return torch.cuda.amp.GradScaler()
+
+
+def fused_option(optimizer, device):
+    """Return {"fused": True} if this torch has ``optimizer`` in one pass over the weights of ``device``, else {}.
+
+    Args:
+        optimizer: one of torch's, such as ``torch.optim.Adam``.
+    """
+    try:
+        weight = torch.nn.Parameter(torch.zeros(1, device=device))
+        weight.grad = torch.ones_like(weight)
+        optimizer([weight], lr=1, fused=True).step()
+        return {"fused": True} if weight.item() < 0 else {}
+    except Exception:  # no such argument, no such device, no such kernel: of a dozen types, by version and vendor
+        return {}
 
 
 def compile_network(network):
