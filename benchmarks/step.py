@@ -79,7 +79,8 @@ def our_jobs(args, device, precision, compile_networks):
         return model
 
     def adam(model):
-        return torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, **fused_option(torch.optim.Adam, device))
+        way = fused_option(torch.optim.Adam, device)
+        return torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, **way)
 
     def training(base):
         model = made(base, 512, True)
