@@ -6,9 +6,9 @@ from common import main, parser
 import textbook
 from engine.device import compiled, place, resolve_device
 from engine.precision import Precision, resolve_precision
-from engine.training import make_optimizer
 from metric.loss import RKdAngle, RkdDistance
 from model import BACKBONES, LinearEmbedding, build_backbone, fused
+from model.compat import fused_option
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16")
 
@@ -79,7 +79,8 @@ def our_jobs(args, device, precision, compile_networks):
         return model
 
     def adam(model):
-        return make_optimizer(model.parameters(), 1e-4, [], 1)[0]
+        way = fused_option(torch.optim.Adam, device)
+        return torch.optim.Adam(model.parameters(), lr=1e-4, weight_decay=1e-5, **way)
 
     def training(base):
         model = made(base, 512, True)

@@ -44,11 +44,9 @@ def take_steps(network, optimizer, steps):
         optimizer.step()
 
 
-def optimizer_for(network, monkeypatch, fused):
-    with monkeypatch.context() as patch:
-        if not fused:
-            patch.setattr(training, "fused_option", lambda optimizer, device: {})
-        return training.make_optimizer(network.parameters(), 1e-3, [], 0.1)[0]
+def adam_for(network, fused=False):
+    way = fused_option(torch.optim.Adam, CPU) if fused else {}
+    return torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-5, **way)
 
 
 def largest_error(network, exact):
@@ -57,30 +55,37 @@ def largest_error(network, exact):
 
 
 @pytest.mark.skipif(not HAS_FUSED, reason="this torch has no fused Adam on the CPU")
-def test_fused_adam_is_as_exact_as_the_plain_one(monkeypatch):
+def test_fused_adam_is_as_exact_as_the_plain_one():
     exact = a_network(torch.float64)
-    take_steps(exact, optimizer_for(exact, monkeypatch, False), range(20))
+    take_steps(exact, adam_for(exact), range(20))
     errors = {}
     for fused in (False, True):
         network = a_network()
-        optimizer = optimizer_for(network, monkeypatch, fused)
+        optimizer = adam_for(network, fused)
         assert bool(optimizer.param_groups[0].get("fused")) == fused
         take_steps(network, optimizer, range(20))
         errors[fused] = largest_error(network, exact)
     assert errors[True] <= 1.5 * errors[False] < 1e-6, errors
 
 
+@pytest.mark.skipif(not HAS_FUSED, reason="this torch has no fused Adam on the CPU")
+def test_a_run_takes_the_fused_adam(pictures, tmp_path):
+    assert run.main(options_for(pictures, "--epochs", "1", "--save_dir", tmp_path / "run")) == 0
+    state = torch.load(str(tmp_path / "run" / "checkpoint.pth"))
+    assert all(group["fused"] for group in state["optimizer"]["param_groups"])
+
+
 @pytest.mark.parametrize("before, after", [(False, True), (True, False)])
-def test_a_run_goes_on_with_the_other_adam(monkeypatch, before, after):
+def test_a_run_goes_on_with_the_other_adam(before, after):
     exact = a_network(torch.float64)
-    take_steps(exact, optimizer_for(exact, monkeypatch, False), range(10))
+    take_steps(exact, adam_for(exact), range(10))
     network = a_network()
-    optimizer = optimizer_for(network, monkeypatch, before)
+    optimizer = adam_for(network, before)
     take_steps(network, optimizer, range(5))
     saved = copy.deepcopy(optimizer.state_dict())
     for state in saved["state"].values():  # another layout in memory than the weights have here
         state.update((name, value.contiguous()) for name, value in state.items() if name != "step")
-    optimizer = optimizer_for(network, monkeypatch, after)
+    optimizer = adam_for(network, after)
     training.Training(network, optimizer, None, None, CPU).restore("optimizer", saved)
     assert bool(optimizer.param_groups[0].get("fused")) == (after and HAS_FUSED)
     take_steps(network, optimizer, range(5, 10))
