@@ -21,8 +21,8 @@ from dataset.pictures import shown
 
 __all__ = ["main"]
 
-# A cache of pictures or of embeddings, what says what is in it (in earlier versions .broken), what was measured with its
-# pictures, and what is left of making one that was killed.
+# A cache of pictures or of embeddings, what says what is in it (in earlier versions .broken), what was measured with
+# its pictures, and what is left of making one that was killed.
 NAME = re.compile("([0-9a-f]{{32}}(?:{}|{}))".format(re.escape(SUFFIX), re.escape(TABLE_SUFFIX))
                   + r"((\.[0-9a-f]{32})?\.json|\.broken)?(\.[0-9]+\.tmp)?")
 

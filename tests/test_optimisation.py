@@ -68,8 +68,8 @@ def test_the_cosine_is_torchs():
 
 
 def training(*words, scaler=None):
-    """Return (a ``Training`` of a small network with these options, its training step, pictures, what they are to
-    become)."""
+    """Return (a ``Training`` of a small network with these options, its training step, a batch: pictures and what they
+    are to become)."""
     torch.manual_seed(0)
     network, args = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 4, False), options(*words)
     groups = parameter_groups(network, args)
@@ -77,7 +77,7 @@ def training(*words, scaler=None):
     precision.scaler = scaler
     made = Training(network, optimizer, Schedule(network, optimizer, groups, args), precision, CPU)
     return (made, lambda images, targets: {"square": (network(images) - targets).pow(2).mean()},
-            torch.rand(6, 3, 32, 32), torch.randn(6, 4))
+            (torch.rand(6, 3, 32, 32), torch.randn(6, 4)))
 
 
 def steps(made, epoch, count=2):
@@ -93,7 +93,7 @@ def steps(made, epoch, count=2):
 @pytest.mark.parametrize("head_lr", [1, 10])
 def test_a_step_is_that_of_torchs_optimiser(name, theirs, head_lr):
     made = training("--optimizer", name, "--lr", "1e-3", "--weight_decay", "0.1", "--head_lr", head_lr)
-    _, _, images, targets = made
+    images, targets = made[2]
     network = copy.deepcopy(made[0].network).train()
     optimizer = theirs([{"params": network.base.parameters(), "lr": 1e-3},
                         {"params": network.linear.parameters(), "lr": head_lr * 1e-3}])
@@ -104,7 +104,7 @@ def test_a_step_is_that_of_torchs_optimiser(name, theirs, head_lr):
         optimizer.step()
     assert len(made[0].optimizer.param_groups) == (1 if head_lr == 1 else 2)
     for (where, expected), found in zip(network.state_dict().items(), made[0].network.state_dict().values()):
-        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9), where
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7), where  # a fused step rounds otherwise
 
 
 def test_by_default_the_optimiser_is_the_one_of_earlier_runs():

@@ -112,7 +112,8 @@ def test_the_teacher_is_called_once_a_step_or_once_a_crop_and_without_gradients(
 
     monkeypatch.setattr(run_distill, "frozen", counted)
     assert run_distill.main(distil_for(teacher, *TERMS, "--epochs", "1", "--cache", "off", *more)) == 0
-    assert found == [(size, False, False) for size in calls]
+    measured = [8, 8, 2] * 2  # both sets, 18 pictures each
+    assert found == [(size, False, False) for size in measured + calls]
 
 
 def test_a_second_run_takes_them_and_another_teacher_has_others(teacher, pictures, tmp_path, capsys, monkeypatch):
