@@ -13,6 +13,8 @@ import torch
 from dataset.files import replaced_file
 from engine import ranks
 from engine.evaluation import Measurement, evaluate_splits, tell
+from engine.networks import NETWORK_OPTIONS
+from model import digest_of_weights
 
 VERSION = 1  # raise this when a network of the same weights and options, or a measure, gives other figures
 
@@ -23,7 +25,7 @@ def evaluate_once(run, teacher, loaders):
     Args:
         teacher: as ``frozen`` gives it. loaders: {split: its ``EvaluationLoader``}.
     """
-    weights = _digest_of_weights(teacher)
+    weights = digest_of_weights(teacher)
     for split, loader in loaders.items():
         path = _path(run, loader, weights)
         found = ranks.from_first(lambda: path and _read(path, run.args.recall))
@@ -36,23 +38,12 @@ def evaluate_once(run, teacher, loaders):
                 _write(path, measured)
 
 
-def _digest_of_weights(network):
-    """Return a digest of the names, types, shapes and values in the state dict of ``network``."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        digest.update("{} {} {}\n".format(name, value.dtype, tuple(value.shape)).encode())
-        digest.update(value.view(-1).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _path(run, loader, weights):
     """Return the path of the file of a measurement; None where the pictures are not kept (--cache off)."""
-    galleries = [one for one in (loader, getattr(loader, "gallery", None)) if one is not None]
+    galleries = [one for one in (loader, loader.gallery) if one is not None]
     if not all(hasattr(one.pictures, "beside") for one in galleries):
         return None
-    options = {name: value for name, value in run.args._asdict().items()
-               if name.startswith("teacher_") and name != "teacher_load"}
+    options = {name: getattr(run.args, "teacher_" + name) for name in NETWORK_OPTIONS}
     depends_on = [VERSION, weights, options, run.args.recall, run.args.image_size, run.args.compile, torch.__version__,
                   run.device.type]
     for one in galleries:

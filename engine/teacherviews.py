@@ -4,7 +4,6 @@ They lie beside the decoded pictures, under a name that depends on these, on the
 how the crops are drawn; see ``dataset/croptable.py``. Where they can't be kept there, they are held in memory.
 """
 import contextlib
-import hashlib
 import os
 
 import numpy as np
@@ -18,6 +17,7 @@ from engine.errors import TrainingError
 from engine.evaluation import embed
 from engine.interruption import deferred_interruptions
 from engine.networks import NETWORK_OPTIONS, describe
+from model import digest_of_weights
 
 
 @deferred_interruptions()
@@ -35,7 +35,7 @@ def draw_from_teacher_views(run, teacher, data):
     crops = FixedCrops(args.crop, args.seed, args.teacher_views, args.views)
     options = {name: getattr(args, "teacher_" + name) for name in NETWORK_OPTIONS}
     path = table_path(data.batches.pictures, {
-        "teacher": _digest(teacher), "options": options, "image_size": args.image_size, "crop": args.crop,
+        "teacher": digest_of_weights(teacher), "options": options, "image_size": args.image_size, "crop": args.crop,
         "seed": args.seed, "views": args.teacher_views, "precision": run.precision.name})
     with contextlib.ExitStack() as held:
         problem = ranks.machine_by_machine(lambda: _hold(held, path))
@@ -53,16 +53,6 @@ def draw_from_teacher_views(run, teacher, data):
             how = "embedded before, from {}".format(shown(os.path.dirname(path)))
     print("Teacher views: {} crops of each of {} pictures, {}".format(*table.shape[:2], how), flush=True)
     data.batches.draw_from(crops.with_table(table))
-
-
-def _digest(network):
-    """Return a digest of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update("{} {} {}\n".format(name, value.dtype, tuple(value.shape)).encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _leads_its_machine():

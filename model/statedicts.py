@@ -5,10 +5,11 @@ Training programs put a state dict into an entry of a larger dict. DistributedDa
 may have their weights in the same dict. Here the weights of one network are found by its own names.
 """
 import collections
+import hashlib
 
 import torch
 
-__all__ = ["NOTES", "NOTHING", "Found", "find_networks", "described"]
+__all__ = ["NOTES", "NOTHING", "Found", "find_networks", "described", "digest_of_weights"]
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 DEEPEST = 3  # dicts inside dicts
@@ -84,3 +85,13 @@ def described(found):
             len(found.others), "s" if len(found.others) > 1 else "", ", ".join(found.others[:SHOWN]),
             ", ..." if len(found.others) > SHOWN else ""))
     return ", ".join(words)
+
+
+def digest_of_weights(network):
+    """Return a digest of the names, types, shapes and values in the state dict of ``network``."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        digest.update("{} {} {}\n".format(name, value.dtype, tuple(value.shape)).encode())
+        digest.update(value.view(-1).numpy().tobytes())
+    return digest.hexdigest()
