@@ -14,7 +14,7 @@ The same without data, network or accelerator, on birds that are drawn on first 
 """
 import sys
 
-from engine import options, ranks
+from engine import arguments, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
@@ -31,10 +31,10 @@ NETWORKS = [("load", "")]  # the option that names a network's file, and the pre
 
 
 def build_parser():
-    parser = options.new_parser("run.py", __doc__)
+    parser = arguments.new_parser("run.py", __doc__)
     group = parser.add_argument_group("what to do")
     group.add_argument("--mode", choices=("train", "eval"), default="train", help="train, or measure Recall@K only")
-    group.add_argument("--load", type=options.path, metavar="PATH",
+    group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
                             "it; with --mode eval the data options (dataset, data, image_size ...), too")
@@ -43,7 +43,7 @@ def build_parser():
     group = parser.add_argument_group("loss")
     group.add_argument("--loss", choices=tuple(LOSSES), default="l2_triplet", help="loss")
     group.add_argument("--sample", choices=tuple(SAMPLERS), default="all", help=SAMPLER_HELP)
-    group.add_argument("--margin", type=options.positive_float, default=0.2, help="margin of the loss")
+    group.add_argument("--margin", type=arguments.positive_float, default=0.2, help="margin of the loss")
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
     options.add_run_options(parser)
@@ -52,7 +52,7 @@ def build_parser():
 
 def measure(command):
     def check(args, given):
-        options.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
+        arguments.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
 
     # Settle: run.args does not change after this.
     with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:

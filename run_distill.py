@@ -15,7 +15,7 @@ import sys
 
 import torch
 
-from engine import options, ranks
+from engine import arguments, options, ranks
 from engine.data import open_data
 from engine.errors import UsageError, run_script
 from engine.loop import Job, fit
@@ -23,10 +23,10 @@ from engine.measured import evaluate_once
 from engine.networks import for_steps, frozen, open_network
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
+from engine.teacher import add_teacher_options, check_stages, check_teacher
 from engine.teacherviews import draw_from_teacher_views
 from metric import loss as losses
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
-from model import find_backbone
 
 Batch = collections.namedtuple("Batch", "student teacher labels stages teacher_stages size fraction")
 Batch.__doc__ = """The inputs of a term.
@@ -67,46 +67,34 @@ TERMS = [
     Term("triplet", "the triplet loss",
          lambda args: losses.L2Triplet(args.triplet_margin, SAMPLERS[args.triplet_sample]()), ON_LABELS, {
              "triplet_sample": dict(choices=tuple(SAMPLERS), default="distance", help=SAMPLER_HELP),
-             "triplet_margin": dict(type=options.positive_float, default=0.2, help="margin of the triplet loss")}),
+             "triplet_margin": dict(type=arguments.positive_float, default=0.2, help="margin of the triplet loss")}),
     Term("dist", "RKD distance", lambda args: losses.RkdDistance(), ON_EMBEDDINGS, {}),
     Term("angle", "RKD angle", lambda args: losses.RKdAngle(), ON_VERTICES, {}),
     Term("dark", "HardDarkRank", lambda args: losses.HardDarkRank(args.dark_alpha, args.dark_beta), ON_EMBEDDINGS, {
-        "dark_alpha": dict(type=options.positive_float, default=2, help="scale of HardDarkRank's scores"),
-        "dark_beta": dict(type=options.positive_float, default=3, help="power of HardDarkRank's scores")}),
+        "dark_alpha": dict(type=arguments.positive_float, default=2, help="scale of HardDarkRank's scores"),
+        "dark_beta": dict(type=arguments.positive_float, default=3, help="power of HardDarkRank's scores")}),
     Term("at", "attention transfer, on stages 2, 3 and 4", lambda args: losses.AttentionTransfer(), ON_STAGES, {}),
 ]
 # The options that name networks' files, and the prefixes of these networks' options.
 NETWORKS = [("teacher_load", "teacher_"), ("load", "")]
-MADE_TEACHER = "--teacher_load FILE, a best.pth of run.py"
-FOUND_TEACHER = "--teacher_pretrained imagenet or FILE with --teacher_embedding_size 0"
 
 
 def build_parser():
-    parser = options.new_parser("run_distill.py", __doc__)
+    parser = arguments.new_parser("run_distill.py", __doc__)
     group = options.add_network_options(parser, "student")
-    group.add_argument("--load", type=options.path, metavar="PATH",
+    group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a whole student to start from; what you don't give of it is taken from it and "
                             "from the config.json beside it")
     options.add_pretrained_options(group)
-    group = options.add_network_options(parser, "teacher (frozen, in evaluation mode)", "teacher_")
-    group.add_argument("--teacher_load", type=options.path, metavar="PATH",
-                       help="weights of the teacher; what you don't give of it, and of the data, is taken from it "
-                            "and from the config.json beside it")
-    group.add_argument("--teacher_pretrained", type=options.path, metavar="imagenet|FILE",
-                       help="a teacher that needs no training, instead of --teacher_load: weights of its backbone, as "
-                            "for --pretrained. It has no head: --teacher_embedding_size 0")
-    group.add_argument("--teacher_views", type=options.not_negative_int, default=0, metavar="K",
-                       help="each picture has K fixed crops; the teacher embeds them once, before the first epoch, and "
-                            "is not run in the steps; 0, as published: a new crop each time, and the teacher in every "
-                            "step")
+    add_teacher_options(parser)
     group = options.add_data_options(parser)
-    group.add_argument("--unlabelled", type=options.path, metavar="DIR",
+    group.add_argument("--unlabelled", type=arguments.path, metavar="DIR",
                        help="train on all pictures in this folder and below it, without labels; --dataset and --data "
                             "then give the test set alone")
     group = parser.add_argument_group("loss terms (at least one ratio above 0)")
     for term in TERMS:
-        group.add_argument("--{}_ratio".format(term.name), type=options.not_negative_float, default=0, metavar="RATIO",
-                           help="weight of " + term.help)
+        group.add_argument("--{}_ratio".format(term.name), type=arguments.not_negative_float, default=0,
+                           metavar="RATIO", help="weight of " + term.help)
         for name, words in term.flags.items():
             group.add_argument("--" + name, **words)
     options.add_batch_options(parser)
@@ -120,6 +108,11 @@ def chosen(args):
     return [term for term in TERMS if getattr(args, term.name + "_ratio") > 0]
 
 
+def _needing(terms, what):
+    """Return the options of the terms whose way says that it needs this."""
+    return ["--{}_ratio".format(term.name) for term in terms if getattr(term.way, what)]
+
+
 def check(args, given):
     """Refuse (UsageError) options of the terms that don't fit together; return whether two pictures of a class are
     needed."""
@@ -129,43 +122,15 @@ def check(args, given):
                          .format(", ".join("--{}_ratio".format(term.name) for term in TERMS)))
     for term in TERMS:
         if term not in terms:
-            options.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
-    check_teacher(args)
-    of_maps = [term.name for term in terms if term.way.needs_stages]
-    if args.teacher_views and of_maps:
-        raise UsageError("--{}_ratio needs the maps of the teacher's stages, and --teacher_views keeps its embeddings "
-                         "only; leave one of them out".format(of_maps[0]))
-    if 0 < args.teacher_views < args.views:
-        raise UsageError("--teacher_views {} are fewer crops than --views {} takes of a picture; take at least as many"
-                         .format(args.teacher_views, args.views))
-    needing = ["--{}_ratio".format(term.name) for term in terms if term.way.needs_pairs]
+            arguments.refuse_idle(given, term.flags, "with --{}_ratio 0".format(term.name))
+    check_teacher(args, _needing(terms, "needs_stages"))
+    needing = _needing(terms, "needs_pairs")
     if args.unlabelled is not None:
-        options.refuse_idle(given, ("num_image_per_class", "no_train_recall"), "with --unlabelled")
+        arguments.refuse_idle(given, ("num_image_per_class", "no_train_recall"), "with --unlabelled")
         if needing:
             raise UsageError("{} needs labels, and pictures of --unlabelled have none; leave it out".format(
                 " and ".join(needing)))
     return bool(needing)
-
-
-def check_teacher(args):
-    """Refuse (UsageError) a teacher without weights, with weights of two kinds, or with an untrained head."""
-    if args.teacher_load is None and args.teacher_pretrained in (None, "none"):
-        raise UsageError("a teacher is missing: give {}, or {}".format(MADE_TEACHER, FOUND_TEACHER))
-    if args.teacher_load is not None and args.teacher_pretrained is not None:
-        raise UsageError("--teacher_load gives all weights of the teacher, so --teacher_pretrained does nothing; leave "
-                         "one of them out")
-    if args.teacher_load is None and args.teacher_embedding_size:
-        raise UsageError("with --teacher_pretrained the teacher's head of {} dimensions would be untrained; add "
-                         "--teacher_embedding_size 0".format(args.teacher_embedding_size))
-
-
-def check_stages(args):
-    """Refuse (UsageError) networks without stages where a term needs them."""
-    names = ["--{}_ratio".format(term.name) for term in chosen(args) if term.way.needs_stages]
-    for option, base in (("--teacher_base", args.teacher_base), ("--base", args.base)):
-        if names and not find_backbone(base).has_stages:
-            raise UsageError("{} needs the maps of four stages, and {} {} has none; leave it out, or take another "
-                             "network".format(names[0], option, base))
 
 
 def outputs(network, images, with_stages):
@@ -201,7 +166,7 @@ def build_step(student, teacher, args):
 def train(command):
     # Settle: run.args does not change after this.
     with settled(command, check, NETWORKS, data_options_from="teacher_") as run:
-        check_stages(run.args)
+        check_stages(run.args, _needing(chosen(run.args), "needs_stages"))
         # Data.
         data = open_data(run)
         # Networks. The teacher is frozen, and not measured again when a run goes on.

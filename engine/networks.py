@@ -5,10 +5,11 @@ import reprlib
 
 from dataset import RESIZES
 from engine import ranks
+from engine.arguments import as_typed, in_words
 from engine.batchnorm import synchronised
 from engine.device import compiled, place
 from engine.errors import UsageError
-from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE, as_typed, in_words
+from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE
 from engine.rundir import CONFIG, read_config
 from model import (BACKBONES, POOLS, LinearEmbedding, WeightsError, build_backbone, check_backbone, find_backbone,
                    fused, read_weights, recognise)

@@ -1,21 +1,15 @@
 """Command-line options that both scripts share, and the checks that need no picture."""
 import argparse
 import collections
-import math
-import os
 import re
-import sys
 
 from dataset import CROPS, DATASETS, RESIZES, default_workers, usable_cores
+from engine.arguments import (backbone_name, not_negative_float, not_negative_int, path, positive_float, positive_int,
+                              refuse_idle, true_or_false, whole)
 from engine.errors import UsageError
 from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
-from model import BACKBONES, POOLS, WeightsError, find_backbone, own_name
-
-Command = collections.namedtuple("Command", "script args given defaults excused")
-Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, by
-itself or in its --recipe, {name: value} of all that it would be without any, and the names of those given that may do
-nothing: they are in a recipe."""
+from model import BACKBONES, POOLS
 
 # What ``add_training_options`` adds.
 OPTIMISATION = ("recipe", "epochs", "eval_every", "optimizer", "weight_decay", "lr", "schedule", "lr_decay_epochs",
@@ -26,86 +20,6 @@ SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 LARGEST_IMAGE = 4096
 MOST_DIMENSIONS = 65536
 MOST_PROCESSES = max(64, 8 * usable_cores())  # and threads
-
-
-def _number(kind, accept, description):
-    """Return an argparse type: text -> a number of ``kind`` that ``accept`` accepts."""
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not accept(value):
-            raise argparse.ArgumentTypeError("{!r} is not {}".format(text, description))
-        return value
-    return convert
-
-
-def _whole(least, most):
-    return _number(int, lambda value: least <= value <= most, "a whole number from {} to {}".format(least, most))
-
-
-positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
-not_negative_int = _number(int, lambda value: 0 <= value < 2 ** 63, "a whole number of at least 0")
-positive_float = _number(float, lambda value: math.isfinite(value) and value > 0, "a number above 0")
-not_negative_float = _number(float, lambda value: math.isfinite(value) and value >= 0, "a number of at least 0")
-
-
-def true_or_false(text):
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError("{!r} is neither true nor false".format(text))
-    return text.lower() == "true"
-
-
-def backbone_name(text):
-    """Return the name of a backbone as ``BACKBONES`` has it."""
-    try:
-        find_backbone(text)
-    except WeightsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return own_name(text)
-
-
-path = os.path.expanduser  # a shell doesn't replace the ~ in --save_dir=~/runs
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description and shows defaults where there are any to show."""
-
-    def _get_help_string(self, action):
-        if action.default is None or isinstance(action.default, bool) and action.nargs == 0:
-            return action.help
-        if isinstance(action.default, (list, bool)):
-            return action.help + " (default: {})".format(as_typed(action.default))
-        return super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option with one line, without the whole usage before it."""
-
-    def error(self, message):
-        raise UsageError("{} (--help lists the options)".format(message))
-
-
-def as_typed(value):
-    """Return an option's value as it is typed."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def in_words(values):
-    """Return {option: value} as it is typed, in order of the names, with commas."""
-    return ", ".join("--" + name if value is True else "--{} {}".format(name, as_typed(value))
-                     for name, value in sorted(values.items()))
-
-
-def _with(there, planned):
-    return tuple(there) + tuple(name for name in planned if name not in there)
-
-
-def new_parser(program, description):
-    return _Parser(prog=program, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def add_data_options(parser):
@@ -121,7 +35,7 @@ def add_data_options(parser):
                             "gallery; without this column the first half of the sorted labels trains)")
     group.add_argument("--download", action="store_true", help="fetch the data set if it is not there ({})".format(
         ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
-    group.add_argument("--image_size", type=_whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
+    group.add_argument("--image_size", type=whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
                        help="side of the crop that the network sees; pictures are resized to 8/7 of it first")
     group.add_argument("--resize", choices=tuple(RESIZES), default="square",
                        help="square: the whole picture is squeezed into a square, as in RKD's code; short: the short "
@@ -131,7 +45,7 @@ def add_data_options(parser):
                        help="training crops. fixed: a window of --image_size, as in the paper; resized: a window of 16 "
                             "to 100 %% of the area with sides of 3:4 to 4:3, resized to --image_size, as in Kim et "
                             "al., Embedding Transfer with Label Relaxation, CVPR 2021")
-    group.add_argument("--workers", type=_whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
+    group.add_argument("--workers", type=whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
                        help="go on without the pictures that can't be read, and list them in skipped.txt")
@@ -174,7 +88,7 @@ def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
     group.add_argument("--{}base".format(prefix), type=backbone_name, default="resnet50", metavar="NAME",
                        help="backbone, one that --list_backbones prints: torchvision's {}".format(families()))
-    group.add_argument("--{}embedding_size".format(prefix), type=_whole(0, MOST_DIMENSIONS), default=128, metavar="D",
+    group.add_argument("--{}embedding_size".format(prefix), type=whole(0, MOST_DIMENSIONS), default=128, metavar="D",
                        help="dimensions of the embedding; 0: no linear layer, the pooled features are the embedding")
     group.add_argument("--{}pool".format(prefix), choices=tuple(POOLS), default="avg",
                        help="pooling of the last map: average; maximum; their sum (Kim et al., CVPR 2020); the "
@@ -252,7 +166,7 @@ def add_run_options(parser):
     group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
     group.add_argument("--seed", type=not_negative_int, default=DEFAULT_SEED, help="of every random source")
     group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where networks run")
-    group.add_argument("--threads", type=_whole(1, MOST_PROCESSES), metavar="N",
+    group.add_argument("--threads", type=whole(1, MOST_PROCESSES), metavar="N",
                        help="threads of the CPU's arithmetic; the default is torch's own: one per core. On a machine "
                             "that others use too, 1 may be several times faster")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
@@ -271,24 +185,6 @@ def add_run_options(parser):
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
-
-
-def parse(parser, argv=None):
-    """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser of a script."""
-    args = parser.parse_args(argv)
-    typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
-    return Command(parser.prog, args, {action.dest for action in parser._actions
-                                       if typed & set(action.option_strings)},
-                   {name: parser.get_default(name) for name in vars(args)}, set())
-
-
-def refuse_idle(given, names, reason):
-    """Refuse options (UsageError) that the command gives although they do nothing."""
-    idle = ["--" + name for name in sorted(set(names) & set(given))]
-    if len(idle) == 1:
-        raise UsageError("{} does nothing {}; leave it out".format(idle[0], reason))
-    if idle:
-        raise UsageError("{} and {} do nothing {}; leave them out".format(", ".join(idle[:-1]), idle[-1], reason))
 
 
 def check_shared(args, given, trains):

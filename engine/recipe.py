@@ -7,7 +7,7 @@ import os
 from engine import ranks
 from engine.errors import UsageError
 from engine.networks import NETWORK_OPTIONS
-from engine.options import as_typed, in_words, parse
+from engine.arguments import as_typed, in_words, parse
 from engine.rundir import NOT_PART_OF_THE_RUN, found_again, read_json
 
 # A run's config.json has these, too; they say where it was made and how, not what it is.

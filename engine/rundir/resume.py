@@ -3,7 +3,7 @@ import os
 
 from engine import ranks
 from engine.errors import UsageError
-from engine.options import as_typed
+from engine.arguments import as_typed
 from engine.rundir.files import CHECKPOINT, CONTENT, RESULT, read_config
 from engine.rundir.paths import equal
 from engine.rundir.state import read_state
