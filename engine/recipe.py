@@ -5,9 +5,9 @@ import json
 import os
 
 from engine import ranks
+from engine.arguments import as_typed, in_words, parse
 from engine.errors import UsageError
 from engine.networks import NETWORK_OPTIONS
-from engine.arguments import as_typed, in_words, parse
 from engine.rundir import NOT_PART_OF_THE_RUN, found_again, read_json
 
 # A run's config.json has these, too; they say where it was made and how, not what it is.
@@ -43,7 +43,8 @@ def parse_with_recipe(parser, argv=None):
 def _decided(typed):
     """Return the names of the options that the command line settles, by itself or by a network's file."""
     prefixes = [option[:-len("load")] for option in NETWORK_FILES if option in typed]
-    return typed | {prefix + name for prefix in prefixes for name in NETWORK_OPTIONS}
+    decided = typed | {prefix + name for prefix in prefixes for name in NETWORK_OPTIONS + ("pretrained",)}
+    return decided | ({"teacher_load"} if "teacher_pretrained" in typed else set())
 
 
 def _read(parser, path, defaults):
