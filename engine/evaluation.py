@@ -104,5 +104,5 @@ def tell(measurement, split, epoch):
         print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
     if measurement.spread < COLLAPSED_SPREAD:
         print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
-              "a lower --lr, another --sample or --pretrained weights may help".format(split, measurement.spread),
+              "a lower --lr or --pretrained weights may help".format(split, measurement.spread),
               flush=True)

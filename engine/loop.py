@@ -185,5 +185,5 @@ def _tell_bests(epoch, bests, record):
         print("{}: {:.4f}".format(printed, record.best[split]))
     print("[Epoch {}] best so far: epoch {}".format(epoch, record.best_epoch), flush=True)
     if record.final["test"] < FAILING_FRACTION * record.untrained:
-        print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower --lr, "
-              "another --sample or, with --pretrained none, --zero_init_residual may help".format(record.k), flush=True)
+        print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower --lr "
+              "or --pretrained weights may help".format(record.k), flush=True)

@@ -139,7 +139,7 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
     too, that the file was trained with another --image_size or --resize where nobody asked for that."""
     wanted = {"l2normalize": prefix + "l2normalize"}
     if with_data:
-        wanted["image_size"] = "image_size"
+        wanted.update(image_size="image_size", dataset="dataset")
     words = ["--{} {}".format(option, as_typed(getattr(args, option))) for name, option in wanted.items()
              if option not in given and name not in file.options]
     if words:

@@ -28,16 +28,15 @@ def parse_with_recipe(parser, argv=None):
     path, args = command.args.recipe, command.args
     if path is None:
         return command
-    (values, is_config), decided = _read(parser, path, command.defaults), _decided(command.given)
+    values, decided = _read(parser, path, command.defaults), _decided(command.given)
     values = {name: value for name, value in values.items() if name not in decided}
     changes = {name: value for name, value in values.items() if value != command.defaults[name]}
     for name, value in values.items():
         setattr(args, name, value)
     if changes and ranks.is_first():
         print("From {}: {}".format(path, in_words(changes)), flush=True)
-    # A config.json holds every option, and what it holds may be idle beside what was typed.
-    excused = set(values) if is_config else set(values) - set(changes)
-    return command._replace(given=command.given | set(values), excused=excused)
+    # A file may serve several commands, and what it holds may be idle beside what was typed.
+    return command._replace(given=command.given | set(values), excused=set(values))
 
 
 def _decided(typed):
@@ -48,11 +47,11 @@ def _decided(typed):
 
 
 def _read(parser, path, defaults):
-    """Return ({option: value} of the recipe at ``path``, whether it is a run's config.json)."""
+    """Return {option: value} of the recipe at ``path``."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UsageError("--recipe {}: no such file, or not one of options in JSON, like {{\"lr\": 0.001}} or a run's "
-                         "config.json".format(path))
+        raise UsageError("--recipe {}: {}".format(path, "not a file of options in JSON, like {\"lr\": 0.001} or a run's "
+                                                  "config.json" if os.path.isfile(path) else "no such file"))
     is_config = isinstance(content.get("options"), dict)
     if is_config and content.get("script") != parser.prog:
         raise UsageError("--recipe {}: this is a config.json of {}, and {} has other options".format(
@@ -71,7 +70,7 @@ def _read(parser, path, defaults):
                     path, name))
         elif value is not None or defaults[name] is not None:  # null is "not given", where that is the default
             values[name] = _value(parser, actions[name], value, path)
-    return values, is_config
+    return values
 
 
 def _value(parser, action, stated, path):
