@@ -6,7 +6,7 @@ import pytest
 
 import run
 import run_distill
-from conftest import SMALL, distil_for, options_for
+from conftest import SMALL, options_for
 from engine.recipe import parse_with_recipe
 from processes import ROOT
 from results import answer, content, failure, read
