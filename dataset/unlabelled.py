@@ -24,7 +24,8 @@ class UnlabelledPictures(ImageSet):
 
     def __init__(self, root, transform=None, target_transform=None):
         if not os.path.isdir(root):
-            raise DatasetError("{}: no such folder; --unlabelled names a folder of pictures, wherever it is now".format(shown(root)))
+            raise DatasetError("{}: no such folder; --unlabelled names a folder of pictures, wherever it is now".format(
+                shown(root)))
         paths = list_images(root)
         if not paths:
             raise DatasetError("{}: no picture in it (no file, at any depth, with an ending such as .jpg or "

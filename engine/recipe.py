@@ -50,8 +50,8 @@ def _read(parser, path, defaults):
     """Return {option: value} of the recipe at ``path``."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UsageError("--recipe {}: {}".format(path, "not a file of options in JSON, like {\"lr\": 0.001} or a run's "
-                                                  "config.json" if os.path.isfile(path) else "no such file"))
+        problem = "not a file of options in JSON, like {\"lr\": 0.001} or a run's config.json"
+        raise UsageError("--recipe {}: {}".format(path, problem if os.path.isfile(path) else "no such file"))
     is_config = isinstance(content.get("options"), dict)
     if is_config and content.get("script") != parser.prog:
         raise UsageError("--recipe {}: this is a config.json of {}, and {} has other options".format(
