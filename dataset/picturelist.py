@@ -4,6 +4,7 @@ import collections
 import csv
 import io
 import os
+import re
 import sys
 
 from dataset.base import DatasetError, ImageSet, NoTrainingSet, shown
@@ -287,7 +288,7 @@ def _text(root):
     if "\0" in text:
         raise _at(root, text[:text.index("\0")].count("\n") + 1, "no text in UTF-8; let the spreadsheet program save "
                   "the list as CSV, in UTF-8")
-    return text
+    return re.sub(r"\Asep=.(?=[\r\n])", "", text)  # what Excel may write first; the columns show the delimiter
 
 
 def _at(root, line, problem):

@@ -46,6 +46,7 @@ EXCEL = ("Path;Label;Split;note\r\nimg/a.jpg;apple;train;\r\nimg/b.jpg;apple;tra
          "img/\u00c4pfel, rot.jpg;b\u00e4r;train;new\r\n;;;\r\nimg/c.jpg;cat;test;\r\nimg/d.jpg;cat;test;\r\n")
 PROGRAMS = {
     "Excel, CSV UTF-8": EXCEL.encode("utf-8-sig"),
+    "Excel, that names its delimiter": ("sep=;\r\n" + EXCEL).encode("utf-8-sig"),
     "Excel, Unicode text": EXCEL.replace(";", "\t").encode("utf-16"),
     "Excel on a Mac of old": EXCEL.replace("\r\n", "\r").encode("utf-8-sig"),
     "LibreOffice": 'path,label,split\nimg/a.jpg,apple,train\nimg/b.jpg,apple,train\n"img/\u00c4pfel, rot.jpg",'
