@@ -11,8 +11,9 @@ from dataset.croptable import CropTable
 from engine.device import place, resolve_device
 from engine.evaluation import embed
 from engine.loop import train_epoch
+from engine.optimisation import Schedule, make_optimizer, parameter_groups
 from engine.precision import resolve_precision
-from engine.training import Progress, Training, make_optimizer
+from engine.training import Progress, Training
 from loader import COUNT, FOLDER, draw
 from metric.batchsampler import NPairs
 from model import fused
@@ -35,22 +36,25 @@ def steps(args, with_teacher):
     images = ImageSet(samples, {str(label): label for label in range(1 + samples[-1][1])})
     crops, teacher = RandomCrops(args.crop), None
     if with_teacher:
-        teacher = place(fused(network("resnet50", DIMENSIONS, True, device)), device)
+        teacher = place(fused(network("resnet50", DIMENSIONS, True, 224, device)), device)
     else:  # the time doesn't depend on what the numbers are
         numbers = np.random.default_rng(0).normal(size=(args.views, len(samples), DIMENSIONS)).astype(np.float32)
         crops = FixedCrops(args.crop, 0, args.views, table=CropTable(numbers))
     batches = TrainLoader(images, NPairs(images, args.batch, 2, args.steps, seed=0), 224, pictures=pictures,
                           pin_memory=device.type == "cuda", crops=crops)
-    student = network("resnet18", 64, False, device)
-    training = Training(student, *make_optimizer(student.parameters(), 1e-4, [40], 0.1), precision, device)
-    step = run_distill.build_step(student, teacher, run_distill.build_parser().parse_args(
-        ["--dist_ratio", "1", "--angle_ratio", "2", "--batch", str(args.batch)]))
+    student = network("resnet18", 64, False, 224, device)
+    options = run_distill.build_parser().parse_args(
+        ["--dist_ratio", "1", "--angle_ratio", "2", "--batch", str(args.batch)])
+    groups = parameter_groups(student, options)
+    optimizer = make_optimizer(groups, options)
+    training = Training(student, optimizer, Schedule(student, optimizer, groups, options), precision, device)
+    step = run_distill.build_step(student, teacher, options)
     return lambda: train_epoch(training, step, batches, Progress(1)),
 
 
 def embeddings(args):
     device, precision, samples, pictures = opened(args, args.batch * args.steps)
-    teacher = place(fused(network("resnet50", DIMENSIONS, True, device)), device)
+    teacher = place(fused(network("resnet50", DIMENSIONS, True, 224, device)), device)
     batches = EvaluationLoader(ImageSet(samples, {}), args.batch, 224, pictures=pictures,
                                pin_memory=device.type == "cuda", crops=FixedCrops(args.crop, 0, args.views).only(0))
     return lambda: embed(teacher, batches, device, precision=precision),
