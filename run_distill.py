@@ -43,6 +43,11 @@ def of_vertices(criterion, batch):
 
 
 def of_stages(criterion, batch):
+    for ours, theirs in zip(batch.stages[1:], batch.teacher_stages[1:]):
+        if ours.shape[2:] != theirs.shape[2:]:
+            raise UsageError("the maps of both networks' stages must have equal sizes; the student has one of {} x {}, "
+                             "the teacher {} x {}: take another network, or leave the term out".format(
+                                 *ours.shape[2:], *theirs.shape[2:]))
     value = sum(criterion(batch.stages[number], batch.teacher_stages[number]) for number in (1, 2, 3))  # from 0
     return ranks.summed(batch.fraction * value)
 

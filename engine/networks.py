@@ -43,8 +43,11 @@ def describe(options):
     return words + (", L2-normalised" if options["l2normalize"] else ", not L2-normalised")
 
 
-def read_network_file(path):
+def read_network_file(path, base=None):
     """Return the ``NetworkFile`` at ``path``.
+
+    Args:
+        base: the backbone that the command line names, where the file does not show which one it has; None for none.
 
     Raises:
         WeightsError: no such file, damaged, not one of our networks, or not the network that config.json describes.
@@ -52,9 +55,10 @@ def read_network_file(path):
     config = read_config(os.path.dirname(path))
     options = {} if config is None else _checked(config["options"], os.path.join(os.path.dirname(path), CONFIG),
                                                  "mend or remove it, and give the options", KINDS)
-    there = read_weights(path, ("base", "linear"), lambda found: _misfit(found, options.get("base")))
+    named = base or options.get("base")
+    there = read_weights(path, ("base", "linear"), lambda found: _misfit(found, named))
     head = there.weights.get("linear.weight")
-    found = {"base": _base_of(there, options.get("base")), "embedding_size": 0 if head is None else len(head)}
+    found = {"base": _base_of(there, named), "embedding_size": 0 if head is None else len(head)}
     if there.notes is not None:
         found.update(_checked(there.notes, path, "save its tensors in a plain dict, and give the options", NOTED))
     if "base.pool.p" in there.weights:
@@ -66,23 +70,28 @@ def read_network_file(path):
     return NetworkFile(path, there.weights, options)
 
 
-def _misfit(found, described_base):
+def _misfit(found, named):
     """Return in words why a ``Found`` is not an embedding network; None if it is one."""
     head, heads = found.weights.get("linear.weight"), [name for name in found.weights if name.startswith("linear.")]
-    if _base_of(found, described_base) is not None and (not heads or head is not None and head.dim() == 2):
+    if _base_of(found, named) is not None and (not heads or head is not None and head.dim() == 2):
         return None
     return ("is not an embedding network of this project (base.* of a network that --list_backbones names, and "
             "linear.weight if it has a head); a torchvision state dict goes to --pretrained, with --embedding_size 0 "
-            "if it is to be measured as it comes")
+            "if it is to be measured as it comes. A network of timm whose file doesn't note its name needs --base")
 
 
-def _base_of(found, described_base):
-    """Return the name of the backbone of a ``Found``: that which its tensors show, else that which it notes, else that
-    which its config.json describes; None if it has no backbone, or of an unknown name."""
+def _base_of(found, named):
+    """Return the name of the backbone of a ``Found``: that which its tensors show, else that which it notes, else
+    ``named``; None if it has no backbone, or of an unknown name.
+
+    The tensors of a network and of its ``torchvision/`` way are the same; then what is noted or named decides.
+    """
     weights = {name[len("base."):]: value for name, value in found.weights.items() if name.startswith("base.")}
-    noted = found.notes.get("base") if isinstance(found.notes, dict) else None
-    return recognise(weights) or (noted if weights and isinstance(noted, str) else None) or (
-        described_base if weights else None)
+    if not weights:
+        return None
+    shown, noted = recognise(weights), found.notes.get("base") if isinstance(found.notes, dict) else None
+    stated = noted if isinstance(noted, str) else named
+    return stated if shown is None or stated == "torchvision/" + shown else shown
 
 
 def _checked(values, source, advice, names):
@@ -140,6 +149,8 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
     wanted = {"l2normalize": prefix + "l2normalize"}
     if with_data:
         wanted.update(image_size="image_size", dataset="dataset")
+    if "l2normalize" not in file.options and prefix + "l2normalize" not in given:  # a file that notes nothing
+        wanted["pool"] = prefix + "pool"
     words = ["--{} {}".format(option, as_typed(getattr(args, option))) for name, option in wanted.items()
              if option not in given and name not in file.options]
     if words:

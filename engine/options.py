@@ -87,7 +87,8 @@ class _ListBackbones(argparse.Action):
 def add_network_options(parser, title, prefix=""):
     group = parser.add_argument_group(title)
     group.add_argument("--{}base".format(prefix), type=backbone_name, default="resnet50", metavar="NAME",
-                       help="backbone, one that --list_backbones prints: torchvision's {}".format(families()))
+                       help="backbone, one that --list_backbones prints: torchvision's {}; or timm/NAME, a network of "
+                            "the package timm".format(families()))
     group.add_argument("--{}embedding_size".format(prefix), type=whole(0, MOST_DIMENSIONS), default=128, metavar="D",
                        help="dimensions of the embedding; 0: no linear layer, the pooled features are the embedding")
     group.add_argument("--{}pool".format(prefix), choices=tuple(POOLS), default="avg",
@@ -100,8 +101,9 @@ def add_network_options(parser, title, prefix=""):
 
 def add_pretrained_options(group):
     group.add_argument("--pretrained", type=path, default="imagenet", metavar="imagenet|none|FILE",
-                       help="weights to start from: torchvision's IMAGENET1K_V1 (fetched once), random, or a file of "
-                            "torchvision's names, with or without classifier")
+                       help="weights to start from: torchvision's IMAGENET1K_V1, or timm's own (fetched once); random; "
+                            "or a file with the names of that library, .pth or safetensors, with or without "
+                            "classifier")
     group.add_argument("--zero_init_residual", action="store_true",
                        help="with --pretrained none: every residual block starts as the identity; a ResNet50 then "
                             "trains from random weights")

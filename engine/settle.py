@@ -60,7 +60,8 @@ def settled(command, check, networks, data_options_from=None, trains=True):
         for option, prefix in networks:
             # With --resume the weights of what is trained come from checkpoint.pth, so --load is not read.
             if getattr(args, option) is not None and not (saved and not prefix):
-                files[prefix] = read_network_file(getattr(args, option))
+                base = getattr(args, prefix + "base") if saved or prefix + "base" in given else None
+                files[prefix] = read_network_file(getattr(args, option), base)
                 # A run that goes on has all its options; the file must be of the same network.
                 adopt_network(args, set(vars(args)) if saved else given, files[prefix], prefix)
                 if not saved:

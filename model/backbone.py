@@ -16,7 +16,7 @@ ResNet18, ResNet50, GoogleNet = BACKBONES["resnet18"], BACKBONES["resnet50"], BA
 def own_name(name):
     """Return the name in ``BACKBONES`` of a network: ``torchvision/NAME`` is NAME, apart from torchvision/googlenet."""
     prefix, _, rest = name.partition("/")
-    return rest if prefix == "torchvision" and name not in BACKBONES else name
+    return rest if prefix == "torchvision" and rest in NETWORKS and name not in NETWORKS else name
 
 
 def find_backbone(name):

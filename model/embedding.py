@@ -54,6 +54,8 @@ class LinearEmbedding(nn.Module):
         """
         if not (get_stages or get_ha):
             return self._embed(self.base(images).flatten(1))
+        if not getattr(self.base, "has_stages", True):
+            raise ValueError("{} has no stages".format(type(self.base).__name__))
         stage1, stage2, stage3, stage4, pooled = self.base(images, True)
         pooled = pooled.flatten(1)
         return stage1, stage2, stage3, stage4, pooled, self._embed(pooled)

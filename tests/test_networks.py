@@ -236,6 +236,10 @@ def test_noted_names(tmp_path):
         {"base": "torchvision/googlenet", "embedding_size": 4, "l2normalize": True})
     torch.save(network.state_dict(), path)
     assert read_network_file(path).options["base"] == "torchvision/googlenet"
+    torch.save(dict(network.state_dict()), path)  # without the note
+    for named, expected in (None, "googlenet"), ("torchvision/googlenet", "torchvision/googlenet"), (
+            "resnet18", "googlenet"):
+        assert read_network_file(path, named).options["base"] == expected
     weights = network.state_dict()
     weights.pop("base.conv1.conv.weight")  # nobody recognises it any more, but it says what it is
     torch.save(weights, path)

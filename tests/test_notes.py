@@ -103,15 +103,15 @@ def test_nothing_known_is_told(alone, pictures, capsys):
     said = "Warning: {} doesn't say how its network was trained; ".format(alone)
     data = ["--load", alone, "--dataset", "folder", "--data", str(pictures)]
     _, out = measured(capsys, data)
-    assert said + "--l2normalize true and --image_size 224 are taken: give them to be sure\n" in out
+    assert said + "--l2normalize true and --image_size 224 and --pool avg are taken: give them to be sure\n" in out
     _, out = measured(capsys, data + ["--image_size", "32"])
-    assert said + "--l2normalize true is taken: give it to be sure\n" in out
+    assert said + "--l2normalize true and --pool avg are taken: give them to be sure\n" in out
     _, out = measured(capsys, data + ["--image_size", "32", "--l2normalize", "true"])
     assert "Warning" not in out
     argv = distil_for("unused", "--dist_ratio", "1", "--epochs", "1", "--dataset", "folder", "--data", pictures)
     argv[1] = alone
     _, out, _ = answer(capsys, run_distill.main, argv + ["--image_size", "32"])
-    assert said + "--teacher_l2normalize true is taken: give it to be sure\n" in out
+    assert said + "--teacher_l2normalize true and --teacher_pool avg are taken: give them to be sure\n" in out
 
 
 def test_a_run_that_goes_on_is_told_nothing(alone, pictures, tmp_path, capsys):

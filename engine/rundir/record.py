@@ -69,6 +69,8 @@ class RunRecord:
                                  "directory of its own".format(self.save_dir, path))
             if self.saved and not prefix:
                 continue  # what is trained is in the state
+            if not os.path.exists(path):
+                raise UsageError("--{} {}: no such file; give its new place".format(name, path))
             digests[name] = digest_of(path)
             if self.saved and digests[name] != self.saved["inputs"].get(name):
                 raise UsageError("--{} {} is not the file that this run began with; put that one back, or give its "
