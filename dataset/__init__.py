@@ -12,11 +12,12 @@ from dataset.folder import FolderMetric
 from dataset.inshop import InShopMetric
 from dataset.loader import EvaluationLoader, TrainLoader, default_workers, resized_size
 from dataset.picturelist import ListMetric
+from dataset.pictures import TRUNCATED
 from dataset.sop import StanfordOnlineProductsMetric
 from dataset.unlabelled import UnlabelledPictures, shared_files
 from dataset.workers import STOP_SIGNALS, LoadingError, end_loading, workers_that_fit
 
-__all__ = ["CROPS", "DATASETS", "RESIZES", "DatasetError", "BrokenPicturesError", "FixedCrops", "ImageSet",
+__all__ = ["CROPS", "DATASETS", "RESIZES", "TRUNCATED", "DatasetError", "BrokenPicturesError", "FixedCrops", "ImageSet",
            "CUB2011Metric", "Cars196Metric", "StanfordOnlineProductsMetric", "InShopMetric", "FolderMetric",
            "ListMetric", "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
            "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size",

@@ -13,8 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from dataset.files import chunks_of
 
-__all__ = ["IMAGE_EXTENSIONS", "DatasetError", "UnreadablePicture", "checksum_of", "open_image", "shown"]
+__all__ = ["IMAGE_EXTENSIONS", "TRUNCATED", "DatasetError", "UnreadablePicture", "checksum_of", "open_image", "shown"]
 
+TRUNCATED = ("refuse", "ok")  # what may be done with a JPEG whose end is missing
 # Of the formats that Pillow knows, those that are not taken for pictures, and one extension.
 _LEFT_OUT = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF",  # Pillow reads their headers only
              "EPS",  # Pillow starts another program for it, Ghostscript

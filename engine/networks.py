@@ -3,7 +3,7 @@ import collections
 import os
 import reprlib
 
-from dataset import RESIZES
+from dataset import RESIZES, TRUNCATED
 from engine import ranks
 from engine.arguments import as_typed, in_words
 from engine.batchnorm import synchronised
@@ -84,14 +84,16 @@ def _base_of(found, named):
     """Return the name of the backbone of a ``Found``: that which its tensors show, else that which it notes, else
     ``named``; None if it has no backbone, or of an unknown name.
 
-    The tensors of a network and of its ``torchvision/`` way are the same; then what is noted or named decides.
+    The tensors of a network and of its ``torchvision/`` way are the same, and those of some networks of timm are called
+    like torchvision's; then what is noted or named decides.
     """
     weights = {name[len("base."):]: value for name, value in found.weights.items() if name.startswith("base.")}
     if not weights:
         return None
     shown, noted = recognise(weights), found.notes.get("base") if isinstance(found.notes, dict) else None
     stated = noted if isinstance(noted, str) else named
-    return stated if shown is None or stated == "torchvision/" + shown else shown
+    decides = shown is None or stated is not None and (stated == "torchvision/" + shown or stated.startswith("timm/"))
+    return stated if decides else shown
 
 
 def _checked(values, source, advice, names):
@@ -101,7 +103,8 @@ def _checked(values, source, advice, names):
     options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
         if (type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE
-                or name == "resize" and value not in RESIZES or name == "pool" and value not in POOLS):
+                or name == "resize" and value not in RESIZES or name == "pool" and value not in POOLS
+                or name == "truncated" and value not in TRUNCATED):
             raise WeightsError("{} gives {} the value {}; {}".format(
                 source, name, reprlib.repr(value) if isinstance(value, (str, int)) else type(value).__name__, advice))
     return options
@@ -157,7 +160,8 @@ def tell_guesses(args, given, file, prefix="", with_data=False):
         print("Warning: {} doesn't say how its network was trained; {} {} taken: give {} to be sure".format(
             file.path, " and ".join(words), *("are", "them") if len(words) > 1 else ("is", "it")), flush=True)
     for name in OF_ANY_DATA:
-        noted, taken = file.options.get(name, getattr(args, name)), getattr(args, name)
+        taken = getattr(args, name)
+        noted = file.options.get(name, "square" if name == "resize" else taken)  # a file that doesn't say it means this
         if name not in given and noted != taken:
             print("Note: {} was trained with --{} {}; this run takes {}".format(file.path, name, noted, taken),
                   flush=True)

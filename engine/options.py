@@ -3,7 +3,7 @@ import argparse
 import collections
 import re
 
-from dataset import CROPS, DATASETS, RESIZES, default_workers, usable_cores
+from dataset import CROPS, DATASETS, RESIZES, TRUNCATED, default_workers, usable_cores
 from engine.arguments import (backbone_name, not_negative_float, not_negative_int, path, positive_float, positive_int,
                               refuse_idle, true_or_false, whole)
 from engine.errors import UsageError
@@ -49,7 +49,7 @@ def add_data_options(parser):
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
                        help="go on without the pictures that can't be read, and list them in skipped.txt")
-    group.add_argument("--truncated", choices=("refuse", "ok"), default="refuse",
+    group.add_argument("--truncated", choices=TRUNCATED, default="refuse",
                        help="a JPEG whose end is missing: refuse it as broken, or take it as viewers do, with what is "
                             "missing in grey")
     group.add_argument("--skip_single", action="store_true",
@@ -227,8 +227,9 @@ def check_batches(args, needs_pairs):
         raise UsageError("--batch {} can't be divided into --views {} of each picture; take a batch of {}".format(
             args.batch, args.views, args.batch + args.views - args.batch % args.views))
     if getattr(args, "unlabelled", None) is not None:
-        if args.batch < 2:
-            raise UsageError("--batch 1 holds no two pictures to compare; take at least 2")
+        if args.batch < 2 * args.views:
+            raise UsageError("--batch {}{} holds no two pictures to compare; take at least {}".format(
+                args.batch, as_factor(args.views), 2 * args.views))
         return
     if needs_pairs and args.num_image_per_class < 2:
         raise UsageError("--num_image_per_class 1 leaves no two pictures of one class in a batch, and the loss needs "

@@ -7,19 +7,19 @@ import os
 from engine import ranks
 from engine.arguments import as_typed, in_words, parse
 from engine.errors import UsageError
-from engine.networks import NETWORK_OPTIONS
+from engine.networks import DATA_OPTIONS, NETWORK_OPTIONS, OF_ANY_DATA
 from engine.rundir import NOT_PART_OF_THE_RUN, found_again, read_json
 
 # A run's config.json has these, too; they say where it was made and how, not what it is.
 NOT_OF_A_RECIPE = NOT_PART_OF_THE_RUN | {"mode"}
-NETWORK_FILES = ("load", "teacher_load")
+PREFIXES = ("", "teacher_")  # of the networks' options
 
 
 def parse_with_recipe(parser, argv=None):
     """Return the ``Command`` that ``argv`` (None: of this process) gives, with the options of its --recipe.
 
-    What the command line states wins. A network's file that it states also wins over the recipe's base, embedding size
-    and normalisation of this network.
+    What the command line states wins. Weights of a network that it states also win over what the recipe says of this
+    network, and a data set over what it says of another one.
 
     Raises:
         UsageError: the file is no recipe of this script; names the file and the option.
@@ -28,7 +28,8 @@ def parse_with_recipe(parser, argv=None):
     path, args = command.args.recipe, command.args
     if path is None:
         return command
-    values, decided = _read(parser, path, command.defaults), _decided(command.given)
+    values = _read(parser, path, command.defaults)
+    decided = _decided(args, command.given, values)
     values = {name: value for name, value in values.items() if name not in decided}
     changes = {name: value for name, value in values.items() if value != command.defaults[name]}
     for name, value in values.items():
@@ -39,11 +40,20 @@ def parse_with_recipe(parser, argv=None):
     return command._replace(given=command.given | set(values), excused=set(values))
 
 
-def _decided(typed):
-    """Return the names of the options that the command line settles, by itself or by a network's file."""
-    prefixes = [option[:-len("load")] for option in NETWORK_FILES if option in typed]
-    decided = typed | {prefix + name for prefix in prefixes for name in NETWORK_OPTIONS + ("pretrained",)}
-    return decided | ({"teacher_load"} if "teacher_pretrained" in typed else set())
+def _decided(args, typed, values):
+    """Return the names of the options of a recipe, ``values``, that the command line settles: by itself, by weights of
+    a network, or by naming another data set."""
+    decided = set(typed)
+    for prefix in PREFIXES:
+        if prefix + "load" in typed:
+            decided |= {prefix + name for name in NETWORK_OPTIONS + ("pretrained",)}
+        if prefix + "pretrained" in typed:
+            decided.add(prefix + "load")
+    if typed & {"base", "pretrained", "load"}:
+        decided.add("zero_init_residual")  # for random weights of some networks
+    if "dataset" in typed and args.dataset != values.get("dataset"):
+        decided |= set(DATA_OPTIONS) - set(OF_ANY_DATA)
+    return decided
 
 
 def _read(parser, path, defaults):

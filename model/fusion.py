@@ -38,7 +38,7 @@ def _picture_for(network):
     base = network.base
     side = max(SIDE, getattr(base, "least_side", 1))
     if "image_size" in getattr(base, "takes", ()):
-        side = network.image_size or 224
+        side = network.image_size or getattr(base, "image_size", None) or 224
     device = next(network.parameters()).device
     drawn = torch.Generator().manual_seed(0)  # the run's own random numbers stay as they are
     return torch.randint(0, 256, (1, 3, side, side), generator=drawn, dtype=torch.uint8).to(device)

@@ -112,6 +112,17 @@ def test_the_options_of_a_file_may_be_idle(recipe, capsys):
     assert "--lr_decay_epochs does nothing with --schedule cosine" in line
 
 
+def test_what_is_typed_settles_what_belongs_to_it(recipe, pictures, capsys):
+    options = dict(vars(run.build_parser().parse_args([])), dataset="folder", data=str(pictures), load="nowhere.pth")
+    whole = recipe({"script": "run.py", "options": options})
+    typed = SMALL + ["--base", "tiny", "--image_size", "32", "--epochs", "1"]
+    assert answer(capsys, run.main, ["--recipe", whole] + typed)[0] == 0  # --pretrained is typed, so no --load
+    line = failure(capsys, run.main, ["--recipe", whole, "--dataset", "cub200"] + typed)
+    assert os.path.join("data", "CUB_200_2011") in line and str(pictures) not in line  # --data is of another set
+    zero = recipe({"pretrained": "none", "zero_init_residual": True})
+    assert "nowhere.pth: no such file" in failure(capsys, run.main, ["--recipe", zero, "--load", "nowhere.pth"])
+
+
 def test_a_networks_file_on_the_command_line_says_what_it_is(teacher, recipe, pictures, capsys):
     path = recipe({"embedding_size": 64, "l2normalize": False, "teacher_embedding_size": 77, "dist_ratio": 1})
     words = ["--recipe", path, "--teacher_load", teacher + "/best.pth", "--base", "tiny"] + SMALL

@@ -11,7 +11,7 @@ import torch
 import run
 import run_distill
 from conftest import distil_for, options_for
-from engine.networks import read_network_file
+from engine.networks import build_network, read_network_file
 from model import (LinearEmbedding, WeightsError, build_backbone, compat, find_backbone, fused, pretrained_file,
                    recognise)
 from results import answer, failure
@@ -239,6 +239,14 @@ def test_as_safetensors_beside_its_config(trained, pictures, tmp_path, capsys):
     assert "is not an embedding network" in failure(capsys, run.main, ["--mode", "eval", "--load", path])
     shutil.copy(str(trained / "config.json"), str(tmp_path))
     assert measured(capsys, path)[0] == measured(capsys, trained / "best.pth")[0]
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "timm/densenet121"])
+def test_names_that_are_torchvisions_too(tmp_path, name):
+    path, options = str(tmp_path / "alone.pth"), {"base": name, "embedding_size": 4, "l2normalize": True}
+    torch.save(dict(build_network(options).state_dict()), path)  # without the note
+    for named, expected in (name, name), (None, name[len("timm/"):]), ("resnet50", name[len("timm/"):]):
+        assert read_network_file(path, named).options["base"] == expected
 
 
 def test_a_teacher_of_timm(trained, pictures, capsys):

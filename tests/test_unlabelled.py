@@ -169,6 +169,7 @@ def test_broken_pictures(teacher, own_pile, tmp_path, capsys):
     (["--no_train_recall"], "--no_train_recall does nothing with --unlabelled; leave it out"),
     (["--batch", "31"], "--batch 31 is more than the 30 pictures in .*set; lower it or add pictures"),
     (["--batch", "1"], "--batch 1 holds no two pictures to compare; take at least 2"),
+    (["--batch", "2", "--views", "2"], "--batch 2 and --views 2 holds no two pictures to compare; take at least 4"),
     (["--unlabelled", "nowhere"], "nowhere: no such folder; --unlabelled names a folder of pictures"),
     (["--recall", "18"], "the gallery of the test set holds only 17 pictures"),
 ])
