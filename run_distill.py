@@ -182,8 +182,9 @@ def train(command):
         if run.args.teacher_views:
             draw_from_teacher_views(run, teacher, data)
             teacher = None  # it needs no memory any more
-        for module in student.after_maps():
-            module.requires_grad_(any(term.way.reaches_embedding for term in chosen(run.args)))
+        if not any(term.way.reaches_embedding for term in chosen(run.args)):
+            for module in student.after_maps():
+                module.requires_grad_(False)
         model = for_steps(run, student)
         # Fit.
         fit(Job(run, data, student, build_step(model, teacher, run.args), printed_bests=[

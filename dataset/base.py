@@ -8,8 +8,8 @@ import stat
 
 from dataset.pictures import IMAGE_EXTENSIONS, DatasetError, open_image, shown
 
-__all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "find_folder", "identity", "is_picture", "list_classes",
-           "list_images", "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
+__all__ = ["DatasetError", "NoTrainingSet", "ImageSet", "Listings", "find_folder", "identity", "is_picture",
+           "list_classes", "list_images", "passed_over", "shown", "split_of_class_folders", "usable_cores", "walk"]
 
 # Folders that systems put beside pictures: in archives from a Mac, thumbnails on a Synology, on disks. They are hidden.
 OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -128,6 +128,23 @@ def _is_folder(entry):
 def _is_named_like_a_file(name):
     """Whether a name has the extension of a known kind of file; a dot is not enough: classes are named 001.Name."""
     return name.lower().endswith(IMAGE_EXTENSIONS) or mimetypes.MimeTypes().guess_type(name) != (None, None)
+
+
+class Listings:
+    """Which files are there. Each folder is listed once: that is much faster than asking for each file."""
+
+    def __init__(self):
+        self._names = {}
+
+    def hold(self, folder, name):
+        """Return whether there is a file ``name`` in ``folder``, "" for the current one."""
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(os.listdir(folder or "."))
+            except (OSError, ValueError):  # no such folder; a name that is impossible
+                self._names[folder] = frozenset()
+        # Some file systems know a file by several names, in upper and lower case for example.
+        return name in self._names[folder] or os.path.isfile(os.path.join(folder, name))
 
 
 def is_picture(name):

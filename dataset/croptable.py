@@ -50,15 +50,14 @@ class CropTable:
 
 
 def table_path(pictures, facts):
-    """Return where the numbers of crops of these ``CachedPictures`` are kept; None for pictures without a cache.
+    """Return where the numbers of crops of these ``Pictures`` are kept; None for pictures without a cache.
 
     Args:
         facts: what else the numbers depend on, to be written as JSON.
     """
-    cache = getattr(pictures, "path", None)
-    if cache is None:
+    if pictures.path is None:
         return None
-    folder, name = os.path.split(cache)
+    folder, name = os.path.split(pictures.path)
     digest = hashlib.sha256(json.dumps([VERSION, name, sorted(pictures.skipped), facts], sort_keys=True).encode())
     return os.path.join(folder, name[:16] + digest.hexdigest()[:16] + TABLE_SUFFIX)
 

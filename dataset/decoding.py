@@ -56,7 +56,10 @@ class Pictures:
 
     Attributes:
         skipped: {index among all pictures: why it is left out}.
+        path: of the cache that they come from; None for none.
     """
+
+    path = None
 
     def __init__(self, count, skipped):
         self.count = count

@@ -1,7 +1,7 @@
 """Data sets of the field whose pictures are named by a list in their archive: find them, see that all are there."""
 import os
 
-from dataset.base import DatasetError, shown
+from dataset.base import DatasetError, Listings, shown
 
 __all__ = ["check_pictures", "check_size", "folder_with", "read_table"]
 
@@ -36,22 +36,13 @@ def read_table(path, header, lines_before=0):
 
 
 def check_pictures(paths, source):
-    """See that all these pictures are there; each folder is listed once.
+    """See that all these pictures are there.
 
     Raises:
         DatasetError: some are missing; names the first, and ``source``, which names them.
     """
-    names, missing = {}, []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in names:
-            try:
-                names[folder] = set(os.listdir(folder))
-            except OSError:
-                names[folder] = ()
-        # On some systems a file is there also under a name in other letters.
-        if name not in names[folder] and not os.path.exists(path):
-            missing.append(path)
+    listings = Listings()
+    missing = [path for path in paths if not listings.hold(*os.path.split(path))]
     if missing:
         raise DatasetError("{} of the {} pictures that {} names are not there, the first is {}; unpack the archive "
                            "again".format(len(missing), len(paths), shown(source), shown(missing[0])))

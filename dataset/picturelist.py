@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-from dataset.base import DatasetError, ImageSet, NoTrainingSet, shown
+from dataset.base import DatasetError, ImageSet, Listings, NoTrainingSet, shown
 from dataset.folder import MEASURED, TOO_FEW_TO_HALVE, VALIDATION, in_words, training_half
 
 __all__ = ["ListMetric"]
@@ -172,7 +172,7 @@ def _read(root):
 
 
 class _Files:
-    """Which files are there. Each folder is listed once: that is much faster than asking for each file.
+    """The files that a list names.
 
     Args:
         folder: what relative paths are relative to.
@@ -180,7 +180,7 @@ class _Files:
 
     def __init__(self, folder):
         self.folder = folder or "."
-        self._folders = {}
+        self._listings, self._folders = Listings(), {}
 
     def find(self, written):
         """Return (path, what is equal for two spellings of it) of the file that the list calls ``written``, or (None,
@@ -194,21 +194,13 @@ class _Files:
         end = written.rfind("/") + 1
         start, name = written[:end], written[end:]
         if start not in self._folders:
-            self._folders[start] = self._listed(start)
-        folder, same, names = self._folders[start]
-        # Some file systems know a file by several names, in upper and lower case for example.
-        if name in names or os.path.isfile(folder + name):
-            path = folder + name
-            return path, path if folder == same else same + name
-        return None
-
-    def _listed(self, start):
-        folder = os.path.join(self.folder, start)
-        try:
-            names = frozenset(os.listdir(folder))
-        except (OSError, ValueError):  # no such folder; a name that is impossible
-            names = frozenset()
-        return folder, os.path.join(os.path.normpath(folder), ""), names
+            folder = os.path.join(self.folder, start)
+            self._folders[start] = folder, os.path.join(os.path.normpath(folder), "")
+        folder, same = self._folders[start]
+        if not self._listings.hold(folder, name):
+            return None
+        path = folder + name
+        return path, path if folder == same else same + name
 
 
 def _rows(root):

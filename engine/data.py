@@ -18,9 +18,8 @@ NAMES = {"train": "training set", "test": "test set", "gallery": "gallery"}
 Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
 labels; None where nothing is trained.
-evaluation: {"train": loader, "test": loader}, both with the test transform; with --no_train_recall, and where training
-pictures have no labels, the second only. Where the test pictures are queries that search in a gallery, their loader
-knows the gallery's.
+evaluation: {split that is measured, "train" or "test": loader}, with the test transform. A loader of queries knows that
+of the gallery that they search in.
 training: what draws crops -> an ``EvaluationLoader`` of the training set with these; None where nothing is trained.
 """
 

@@ -6,7 +6,7 @@ import sys
 
 from dataset import BrokenPicturesError, DatasetError, LoadingError, end_loading
 from engine.interruption import Stopped, handled_interruptions, interrupted
-from model import WeightsError
+from model import WeightsError, first_line
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
 # torch has no exception class of its own for too little memory.
@@ -25,11 +25,6 @@ class TrainingError(Exception):
 
 class LostRank(Exception):
     """Another process of this run has ended or can't be reached; exit code 1."""
-
-
-def first_line(error):
-    """Return the first line of an error's message, or the name of its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def run_script(program, body):

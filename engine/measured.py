@@ -41,7 +41,7 @@ def evaluate_once(run, teacher, loaders):
 def _path(run, loader, weights):
     """Return the path of the file of a measurement; None where the pictures are not kept (--cache off)."""
     galleries = [one for one in (loader, loader.gallery) if one is not None]
-    if not all(hasattr(one.pictures, "beside") for one in galleries):
+    if not all(one.pictures.path for one in galleries):
         return None
     options = {name: getattr(run.args, "teacher_" + name) for name in NETWORK_OPTIONS}
     depends_on = [VERSION, weights, options, run.args.recall, run.args.image_size, run.args.compile, torch.__version__,

@@ -11,9 +11,6 @@ from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
 from model import BACKBONES, POOLS
 
-# What ``add_training_options`` adds.
-OPTIMISATION = ("recipe", "epochs", "eval_every", "optimizer", "weight_decay", "lr", "schedule", "lr_decay_epochs",
-                "lr_decay_gamma", "warmup_epochs", "head_epochs", "head_lr", "freeze_bn", "clip_grad")
 DEFAULT_SEED = 0
 SMALLEST_IMAGE = 32  # a ResNet halves the side five times
 # Beyond these an option is a typing error: the machine would run out of memory before the first step.
@@ -158,6 +155,12 @@ def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
                             "trained (Proxy Anchor)")
     group.add_argument("--clip_grad", type=positive_float, metavar="NORM",
                        help="scale the gradient down to this norm where it is longer (Pascanu et al., ICML 2013)")
+    return group
+
+
+# The names of these options.
+OPTIMISATION = tuple(action.dest for action in add_training_options(
+    argparse.ArgumentParser(), lr=1, lr_decay_epochs=[1], lr_decay_gamma=1, epochs=1)._group_actions)
 
 
 def add_run_options(parser):

@@ -24,7 +24,8 @@ args: all options, a namedtuple. trains: whether it trains, or only measures.
 needs_pairs: whether the loss needs two pictures of a class; two views of one picture are such a pair, too.
 device, precision: a ``torch.device`` and a ``Precision``.
 files: {prefix of a network's options: its ``NetworkFile``}, of those that are read.
-pretrained: {prefix of a network's options: path of its backbone's weights, or None}, of those that begin from such.
+pretrained: {prefix of a network's options: what its backbone begins from}, of those that are not read whole: the path
+of weights, None for random ones, or "imagenet" for those that timm fetches.
 record: the ``RunRecord`` of a training; it holds the state that the run goes on from, if ``is_resumed``.
 """
 
@@ -56,20 +57,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
         if trains:
             check_training(args, checked)
             check_batches(args, needs_pairs)
-        files = {}
-        for option, prefix in networks:
-            # With --resume the weights of what is trained come from checkpoint.pth, so --load is not read.
-            if getattr(args, option) is not None and not (saved and not prefix):
-                base = getattr(args, prefix + "base") if saved or prefix + "base" in given else None
-                files[prefix] = read_network_file(getattr(args, option), base)
-                # A run that goes on has all its options; the file must be of the same network.
-                adopt_network(args, set(vars(args)) if saved else given, files[prefix], prefix)
-                if not saved:
-                    if prefix == data_options_from:
-                        adopt_data(args, given, files[prefix])
-                    tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
-        if not saved and (data_options_from or "") not in files:
-            adopt_image_size(args, given, getattr(args, (data_options_from or "") + "base"))
+        files = _read_files(args, given, networks, data_options_from, bool(saved))
         check_data(args)
         check_networks(args, [prefix for _, prefix in networks])
         args = collections.namedtuple("Options", sorted(vars(args)))(**vars(args))
@@ -82,6 +70,26 @@ def settled(command, check, networks, data_options_from=None, trains=True):
         pretrained = ranks.machine_by_machine(lambda: {prefix: pretrained_file(
             getattr(args, prefix + "base"), getattr(args, prefix + "pretrained")) for prefix in begin})
         yield Run(args, trains, needs_pairs, device, precision, files, pretrained, record, is_resumed)
+
+
+def _read_files(args, given, networks, data_options_from, is_resumed):
+    """Return ``Run.files``, and put into ``args`` what the files say and nobody gives."""
+    files = {}
+    for option, prefix in networks:
+        # With --resume the weights of what is trained come from checkpoint.pth, so --load is not read.
+        if getattr(args, option) is None or is_resumed and not prefix:
+            continue
+        base = getattr(args, prefix + "base") if is_resumed or prefix + "base" in given else None
+        files[prefix] = read_network_file(getattr(args, option), base)
+        # A run that goes on has all its options; the file must be of the same network.
+        adopt_network(args, set(vars(args)) if is_resumed else given, files[prefix], prefix)
+        if not is_resumed:
+            if prefix == data_options_from:
+                adopt_data(args, given, files[prefix])
+            tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
+    if not is_resumed and (data_options_from or "") not in files:
+        adopt_image_size(args, given, getattr(args, (data_options_from or "") + "base"))
+    return files
 
 
 def _files(networks):

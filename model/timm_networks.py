@@ -9,7 +9,7 @@ import torch.nn as nn
 
 from model.base import WrappedBackbone
 from model.compat import import_torchvision
-from model.weights import WeightsError, weights_file
+from model.weights import WeightsError, first_line, weights_file
 
 __all__ = ["PREFIX", "timm_backbone"]
 
@@ -30,7 +30,7 @@ def import_timm():
         if isinstance(error, ModuleNotFoundError) and error.name == "timm":
             raise WeightsError("timm/NAME needs the package timm: pip install timm") from None
         raise WeightsError("timm/NAME needs the package timm, which can't be imported here ({})".format(
-            _first_line(error))) from None
+            first_line(error))) from None
 
 
 @functools.lru_cache(maxsize=None)
@@ -132,14 +132,14 @@ class TimmBackbone(WrappedBackbone):
             raise WeightsError(
                 "timm's weights of {} are not on this machine and can't be fetched ({}): get {}, its state dict, and "
                 "give --pretrained FILE, or start from random weights with --pretrained none".format(
-                    cls.name, _first_line(error), cls.config.hf_hub_id or cls.config.url or "one")) from None
+                    cls.name, first_line(error), cls.config.hf_hub_id or cls.config.url or "one")) from None
         finally:
             logging.disable(logging.NOTSET)
 
     @classmethod
     def _unfit(cls, side, error):
         return WeightsError("{} can't be built for pictures of {} pixels ({}); its own --image_size is {}".format(
-            cls.name, side, _first_line(error), max(cls.config.input_size[1:])))
+            cls.name, side, first_line(error), max(cls.config.input_size[1:])))
 
     @classmethod
     def weights_file(cls, pretrained):
@@ -224,7 +224,3 @@ def _last_sizes(network):
     last = {feature["reduction"]: place for place, feature in enumerate(getattr(network, "feature_info", None) or ())}
     there = sorted(last.values())[-STAGES:]
     return there if len(there) == STAGES and hasattr(network, "forward_intermediates") else []
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ import torch
 from model.compat import cached_weights_path, imagenet_weights_url, load_tensors, refused_name
 from model.statedicts import NOTHING, described, find_networks
 
-__all__ = ["WeightsError", "read_tensors", "read_weights", "check_finite", "weights_file"]
+__all__ = ["WeightsError", "first_line", "read_tensors", "read_weights", "check_finite", "weights_file"]
 
 CONNECT_SECONDS = 20
 SAVED_ALONE = "torch.save(network.state_dict(), 'weights.pth')"
@@ -24,6 +24,11 @@ WHOLE_NUMBERS = ("num_batches_tracked", "relative_position_index")  # in network
 
 class WeightsError(Exception):
     """Weights that are missing, damaged or of another network; the message is one line for the user."""
+
+
+def first_line(error):
+    """Return the first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_tensors(path):
