@@ -11,7 +11,7 @@ from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import for_evaluation
-from engine.optimisation import Schedule, make_optimizer, parameter_groups
+from engine.optimisation import Schedule, criterion_groups, make_optimizer, parameter_groups
 from engine.training import Training
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
@@ -19,7 +19,7 @@ BATCHES_BETWEEN_CHECKS = 20
 # A network whose recall falls below this fraction of its untrained recall is not learning.
 FAILING_FRACTION = 0.5
 
-Job = collections.namedtuple("Job", "run data network step printed_bests")
+Job = collections.namedtuple("Job", "run data network step printed_bests criteria kept", defaults=({}, {}))
 Job.__doc__ = """What ``fit`` needs.
 
 run: a ``settle.Run``. data: its ``Data``. network: what is trained and measured.
@@ -27,6 +27,9 @@ step: (pictures, labels) on the device, or with --teacher_views (pictures, label
 term}; their sum is minimised.
 printed_bests: [(name of a best recall in what is printed, its name in result.txt, split)]. What is kept as best.pth
 follows the test recall alone; see ``RunRecord``.
+criteria: {name: ``Trained``}, what is trained beside the network: in the optimiser and the state, never in best.pth.
+Their gradients are averaged over the ranks, so their loss has to be that of the whole batch.
+kept: {file: name of a criterion}, whose weights are written to this file whenever best.pth is.
 """
 
 
@@ -41,10 +44,10 @@ def fit(job):
         the parts that the options are for.
     """
     run, args, record = job.run, job.run.args, job.run.record
-    groups = parameter_groups(job.network, args)
+    groups = parameter_groups(job.network, args) + criterion_groups(job.criteria)
     optimizer = make_optimizer(groups, args)
     training = Training(job.network, optimizer, Schedule(job.network, optimizer, groups, args), run.precision,
-                        run.device)
+                        run.device, {name: trained.module for name, trained in job.criteria.items()}, job.kept)
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
     def evaluate(epoch):
@@ -144,10 +147,12 @@ def _make_step(training, step, batch):
     optimizer.zero_grad(set_to_none=True)
     if scaler is None:
         loss.backward()
+        ranks.average_gradients(training.criteria)
         training.schedule.adjust_gradients()
         optimizer.step()
     else:
         scaler.scale(loss).backward()
+        ranks.average_gradients(training.criteria)
         training.schedule.adjust_gradients(scaler)
         scaler.step(optimizer)
         scaler.update()

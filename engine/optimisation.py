@@ -19,6 +19,10 @@ MOMENTUM = 0.9  # of SGD
 Group = collections.namedtuple("Group", "parameters factor")
 Group.__doc__ = """Parameters with one learning rate: a list, and what the rate of the epoch is multiplied by."""
 
+Trained = collections.namedtuple("Trained", "module factor")
+Trained.__doc__ = """A criterion that is trained beside the network: a module on its device, and what the rate of the
+epoch is multiplied by for its parameters, if it has any."""
+
 
 def _adam(groups, args, kind=torch.optim.Adam):
     return kind(groups, lr=args.lr, weight_decay=args.weight_decay, **fused_option(kind, groups[0]["params"][0].device))
@@ -76,6 +80,12 @@ def parameter_groups(network, args):
     if args.head_lr == 1:
         return [Group(list(network.parameters()), 1)]
     return [Group(_backbone(network), 1), Group(head, args.head_lr)]
+
+
+def criterion_groups(criteria):
+    """Return the ``Group``s of {name: ``Trained``}."""
+    groups = [Group(list(module.parameters()), factor) for module, factor in criteria.values()]
+    return [group for group in groups if group.parameters]
 
 
 def make_optimizer(groups, args):

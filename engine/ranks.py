@@ -248,6 +248,14 @@ def parallel(network, device):
                                    process_group=_tensors)
 
 
+def average_gradients(module):
+    """Make the gradients of a module that is not ``parallel`` the mean over the ranks, as those of one that is."""
+    if count() > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = _sum(parameter.grad) / count()
+
+
 def synchronised_by_library(network):
     """Return ``network`` with PyTorch's SyncBatchNorm in place of its BatchNorm; it is for accelerators."""
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(network, _tensors)

@@ -52,14 +52,17 @@ class Training:
     Args:
         network, optimizer: as torch has them. schedule: the ``Schedule``, which follows from the options.
         precision: the ``Precision`` that a step runs in. device: where the network is.
+        criteria: {name: module}, trained beside the network. kept: {file that lies beside best.pth: name of one}.
     """
 
-    def __init__(self, network, optimizer, schedule, precision, device):
+    def __init__(self, network, optimizer, schedule, precision, device, criteria=(), kept=()):
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
         self.precision = precision
         self.device = device
+        self.criteria = torch.nn.ModuleDict(criteria)
+        self._kept = dict(kept)
 
     def weights(self):
         """Return the bare state dict of the network, on the CPU, in the usual memory layout."""
@@ -68,16 +71,23 @@ class Training:
             weights[name] = weights[name].detach().cpu().contiguous()
         return weights
 
+    def beside_weights(self):
+        """Return {file: state dict} of what lies beside best.pth."""
+        return {file: on_cpu(dict(self.criteria[name].state_dict())) for file, name in self._kept.items()}
+
     def capture(self):
         """Return {part: tensors on the CPU in plain containers} of everything but the network."""
         scaler = self.precision.scaler
         return {"optimizer": on_cpu(self.optimizer.state_dict()), "random": _random_state(self.device),
+                "criteria": on_cpu(dict(self.criteria.state_dict())),
                 "scaler": None if scaler is None else scaler.state_dict()}
 
     def restore(self, part, saved):
         """Take over "network" or a part of what ``capture`` gave; any other value raises some exception."""
         if part == "network":
             self.network.load_state_dict(saved)
+        elif part == "criteria":
+            self.criteria.load_state_dict(saved)
         elif part == "optimizer":
             _restore_optimizer(self.optimizer, saved)
         elif part == "scaler" and self.precision.scaler is not None and saved is not None:

@@ -13,7 +13,8 @@ from model import WeightsError
 
 BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
-CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED)  # a directory with one of these holds a run
+PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
+CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
 LOCK = ".lock"
 
 

@@ -121,7 +121,8 @@ class RunRecord:
         self._describe()
         if progress.epoch <= self.options["epochs"] or not self.is_measured():
             self._remove(RESULT)
-        self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1)
+        self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1,
+                          training.beside_weights())
         if not os.path.exists(self._path(BEST)):
             print("Warning: {} of epoch {} has gone; there is none until an epoch is better".format(
                 self._path(BEST), self.best_epoch), flush=True)
@@ -156,7 +157,7 @@ class RunRecord:
         if self.writes:
             weights = training.weights()
             self.write_state(training, progress, weights)
-            self._write_files(weights, epoch)
+            self._write_files(weights, epoch, training.beside_weights())
         return progress
 
     def _take_recalls(self, epoch, measurements):
@@ -207,11 +208,14 @@ class RunRecord:
             write_text(self._path(RESULT), "".join(
                 "{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines))
 
-    def _write_files(self, weights, epoch):
-        """Write what follows from the state after ``epoch``. Without ``weights``, best.pth and last.pth stay."""
+    def _write_files(self, weights, epoch, beside):
+        """Write what follows from the state after ``epoch``. Without ``weights``, best.pth, what lies beside it ({file:
+        state dict}) and last.pth stay."""
         if weights is not None:
             if epoch == self.best_epoch:
                 write_tensors(self._path(BEST), weights)
+                for name, state in beside.items():
+                    write_tensors(self._path(name), state)
             write_tensors(self._path(LAST), weights)
         for name, lines in ((LOG, self.log), (SPEED, self.speed)):
             write_text(self._path(name), "".join(line + "\n" for line in lines))

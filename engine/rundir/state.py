@@ -9,7 +9,7 @@ from model import WeightsError, check_finite, read_tensors
 
 VERSION = 5
 ADVICE = "put back a copy, or start again with --overwrite instead of --resume"
-TRAINING = ("optimizer", "scaler", "random")  # the parts of ``Training.capture``
+TRAINING = ("criteria", "optimizer", "scaler", "random")  # the parts of ``Training.capture``
 PARTS = ("version", "script", "options", "inputs", "data", "progress", "record", "log", "speed", "precision",
          "network") + TRAINING
 KINDS = dict(dict.fromkeys(("options", "inputs", "data", "progress", "record", "network"), dict), log=list, speed=list)
@@ -38,6 +38,7 @@ def read_state(path):
         raise WeightsError("{} was written by another version of this project (format {}, here {}), so the run can't "
                            "go on; the weights beside it still load with --load".format(
                                path, state["version"], VERSION))
+    state.setdefault("criteria", {})  # a run of an earlier version has none
     part = "content"
     try:
         with zipfile.ZipFile(path) as archive:  # torch doesn't look at its check sums
