@@ -32,6 +32,18 @@ def _cosines(embeddings, others=None):
     return directions @ (directions if others is None else unit(others)).t()
 
 
+def _divergence(ours, theirs):
+    """The mean over the rows of KL(theirs || ours), both given as logarithms of probabilities.
+
+    From each term theirs - ours is taken off, which adds up to 0 in a row. The terms that are left don't cancel each
+    other, so that distributions that are nearly the same, as those of an untrained network, keep their digits.
+    """
+    ratio = theirs - ours
+    ours, theirs = ours.exp(), theirs.exp()
+    surplus = torch.where(ratio < 1, ours * ratio.clamp(max=1).expm1(), theirs - ours)  # both are theirs - ours
+    return (theirs * ratio - surplus).sum() / len(ours)
+
+
 def _check_equal_widths(student, teacher):
     if student.shape[1] != teacher.shape[1]:
         raise ValueError("student and teacher must have the same dimension, got shapes {} and {}; a Projection takes "
@@ -100,7 +112,8 @@ def pkt_loss(student, teacher):
     """
     teacher = checked_student_and_teacher(student, teacher)
     ours, theirs = _pkt_probabilities(student), _pkt_probabilities(teacher)
-    return (theirs * ((theirs + PKT_FLOOR) / (ours + PKT_FLOOR)).log()).mean()
+    surplus = theirs - ours  # adds up to 0 in a row; taken off for the reason that _divergence gives
+    return (theirs * (surplus / (ours + PKT_FLOOR)).log1p() - surplus).mean()
 
 
 @full_precision
@@ -129,7 +142,7 @@ def similarity_kl_loss(student, teacher, temperature=1):
     if not temperature > 0:
         raise ValueError("needs temperature > 0, got {}".format(temperature))
     ours, theirs = ((_cosines(e) / temperature).log_softmax(1) for e in (student, teacher))
-    return temperature ** 2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return temperature ** 2 * _divergence(ours, theirs)
 
 
 @full_precision
@@ -189,7 +202,7 @@ def contextual_similarity_loss(student, teacher, k=96):
     nearest = (-theirs).masked_fill(itself, -math.inf).sort(dim=1, stable=True)[1][:, :k]
     theirs = (theirs.gather(1, nearest) / CONTEXT_TEMPERATURE).log_softmax(1)
     ours = (_cosines(student, teacher).gather(1, nearest) / STUDENTS_CONTEXT_TEMPERATURE).log_softmax(1)
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return _divergence(ours, theirs)
 
 
 class RelaxedContrastive(nn.Module):
