@@ -109,6 +109,7 @@ def build_criteria(args, shapes):
     criteria = {term.name: term.build(args, shapes) for term in terms}
     if needing(terms, "shares_space") and (args.projection == "linear" or shapes.student != shapes.teacher):
         criteria["projection"] = losses.Projection(shapes.student, shapes.teacher)
+        print("Projection: a linear map from {} to {} dimensions".format(shapes.student, shapes.teacher), flush=True)
     return criteria
 
 

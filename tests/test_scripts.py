@@ -116,7 +116,6 @@ def words_of(names):
 
 def test_all_distillation_terms_train_together(teacher, tmp_path):
     directory, names = str(tmp_path / "run"), [term.name for term in run_distill.TERMS]
-    assert set(names) == set(RATIOS)
     assert run_distill.main(distil_for(teacher, "--epochs", "1", "--save_dir", directory, *words_of(names))) == 0
     line = json.loads(read(directory, "log.jsonl").splitlines()[-1])
     assert list(line["terms"]) == names
