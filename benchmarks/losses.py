@@ -4,7 +4,8 @@ import torch
 from common import installed, main, parser
 
 import textbook
-from metric.loss import HardDarkRank, L2Triplet, RKdAngle, RkdDistance
+from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, RelaxedContrastive,
+                         RKdAngle, RkdDistance, SimilarityKL)
 
 
 def job(loss, n, dimension, device, labels=False):
@@ -36,7 +37,10 @@ def cases(device):
             "textbook": job(textbook.rkd_distance, 4096, 512, device), "ours": job(RkdDistance(), 4096, 512, device)}
     # The textbook's would need 17 GB.
     result["RKD angle, N = 1024, d = 512"] = {"ours": dict(job(RKdAngle(), 1024, 512, device), warm_up=False)}
-    result["HardDarkRank, N = 128, d = 512"] = {"ours": job(HardDarkRank(), 128, 512, device)}
+    for criterion in (HardDarkRank(), RelaxedContrastive(), PKT(), SimilarityKL(), EmbeddingRegression(),
+                      ContextualSimilarity()):
+        for n in (128, 1024):
+            result["{}, N = {}, d = 512".format(type(criterion).__name__, n)] = {"ours": job(criterion, n, 512, device)}
     return result
 
 

@@ -48,7 +48,7 @@ def steps(args, with_teacher):
     groups = parameter_groups(student, options)
     optimizer = make_optimizer(groups, options)
     training = Training(student, optimizer, Schedule(student, optimizer, groups, options), precision, device)
-    step = run_distill.build_step(student, teacher, options)
+    step = run_distill.build_step(student, teacher, options, run_distill.build_criteria(options, None))
     return lambda: train_epoch(training, step, batches, Progress(1)),
 
 

@@ -5,6 +5,10 @@ Where each formula is, with its shapes and corner cases:
     RKD-D, RKD-A                     rkd_distance_loss, rkd_angle_loss in metric.distillation
     HardDarkRank                     hard_darkrank_loss in metric.distillation
     attention transfer, FitNet       attention_transfer_loss, fitnet_loss in metric.distillation
+    relaxed contrastive, PKT,        relaxed_contrastive_loss, pkt_loss, similarity_kl_loss,
+      similarity KL, embedding         embedding_regression_loss, contextual_similarity_loss and
+      regression, contextual           the linear map Projection in metric.transfer
+      similarity (CSD)
     triplet and contrastive loss     triplet_loss, contrastive_loss in metric.triplet
     distances, unit vectors          pdist, cdist, unit in metric.distances
     negatives for a triplet loss     metric.pairsampler (AllPairs, HardNegative, SemiHardNegative, ...)
@@ -16,6 +20,7 @@ Where each formula is, with its shapes and corner cases:
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.angles     how RKD-A is computed without N^3 cosines in memory
-    metric.contracts  the checks of shapes and types that all share, and the rule that losses run in float32
+    metric.contracts  the checks of shapes and types that all share, the teacher as a constant, and the rule that losses
+                        run in float32
     metric.utils      pdist and recall, the reference's import path
 """

@@ -6,7 +6,7 @@ import functools
 import torch
 
 __all__ = ["full_precision", "autocast_disabled", "check_floating", "check_embeddings", "check_labels",
-           "check_same_device"]
+           "check_same_device", "constant_teacher", "checked_student_and_teacher"]
 
 
 def autocast_disabled(device_type):
@@ -76,3 +76,19 @@ def check_same_device(first, second, first_name, second_name):
     """ValueError unless both tensors are on one device."""
     if first.device != second.device:
         raise ValueError("{} are on {}, {} on {}".format(first_name, first.device, second_name, second.device))
+
+
+def constant_teacher(student, teacher):
+    """Return the teacher's outputs, detached and in the student's precision. ValueError unless devices and N agree."""
+    check_same_device(student, teacher, "student's outputs", "teacher's")
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError("student and teacher must have the same N, got shapes {} and {}".format(
+            tuple(student.shape), tuple(teacher.shape)))
+    return teacher.detach().to(student.dtype)
+
+
+def checked_student_and_teacher(student, teacher):
+    """Return the `constant_teacher` of embeddings; TypeError or ValueError unless both are such, N x any dimension."""
+    check_embeddings(student, "student")
+    check_embeddings(teacher, "teacher")
+    return constant_teacher(student, teacher)

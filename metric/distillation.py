@@ -11,26 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from metric.angles import angle_loss
-from metric.contracts import check_embeddings, check_floating, check_same_device, full_precision
+from metric.contracts import check_floating, checked_student_and_teacher, constant_teacher, full_precision
 from metric.distances import pdist, unit
 
 __all__ = ["rkd_distance_loss", "rkd_angle_loss", "hard_darkrank_loss", "attention_transfer_loss", "fitnet_loss",
            "RkdDistance", "RKdAngle", "HardDarkRank", "AttentionTransfer", "FitNet"]
-
-
-def _constant_teacher(student, teacher):
-    """The teacher, detached and in the student's precision. ValueError unless devices and N agree."""
-    check_same_device(student, teacher, "student's outputs", "teacher's")
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError("student and teacher must have the same N, got shapes {} and {}".format(
-            tuple(student.shape), tuple(teacher.shape)))
-    return teacher.detach().to(student.dtype)
-
-
-def _checked_embeddings(student, teacher):
-    check_embeddings(student, "student")
-    check_embeddings(teacher, "teacher")
-    return _constant_teacher(student, teacher)
 
 
 def _over_mean_distance(embeddings):
@@ -63,7 +48,7 @@ def rkd_distance_loss(student, teacher):
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
     """
-    teacher = _checked_embeddings(student, teacher)
+    teacher = checked_student_and_teacher(student, teacher)
     return F.smooth_l1_loss(_over_mean_distance(student), _over_mean_distance(teacher))
 
 
@@ -94,7 +79,7 @@ def rkd_angle_loss(student, teacher, vertices=None):
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices.
     """
-    teacher = _checked_embeddings(student, teacher)
+    teacher = checked_student_and_teacher(student, teacher)
     if vertices is None:
         return angle_loss(student, teacher)
     first, last = vertices
@@ -123,7 +108,7 @@ def hard_darkrank_loss(student, teacher, alpha=3, beta=3, permute_len=4):
     Raises:
         TypeError, ValueError: types, shapes (both are shown) or devices; alpha, beta or permute_len out of range.
     """
-    teacher = _checked_embeddings(student, teacher)
+    teacher = checked_student_and_teacher(student, teacher)
     if not (alpha > 0 and beta > 0 and permute_len >= 1):
         raise ValueError("needs alpha > 0, beta > 0 and permute_len >= 1, got {}, {} and {}".format(
             alpha, beta, permute_len))
@@ -176,7 +161,7 @@ def attention_transfer_loss(student_map, teacher_map):
     """
     _check_map(student_map, "student_map")
     _check_map(teacher_map, "teacher_map")
-    teacher_map = _constant_teacher(student_map, teacher_map)
+    teacher_map = constant_teacher(student_map, teacher_map)
     _check_equal_sizes(student_map, teacher_map)
     return F.mse_loss(_attention(student_map), _attention(teacher_map))
 
@@ -205,7 +190,7 @@ def fitnet_loss(student, teacher, weight):
     if student.dim() not in (2, 4) or student.dim() != teacher.dim() or student.numel() == 0:
         raise ValueError("student and teacher must both be B x C x H x W or B x C, got shapes {} and {}".format(
             *shapes))
-    teacher = _constant_teacher(student, teacher)
+    teacher = constant_teacher(student, teacher)
     _check_equal_sizes(student, teacher)
     if tuple(weight.shape) != (teacher.shape[1], student.shape[1], 1, 1):
         raise ValueError("a weight of shape {} does not take student {} to teacher {}".format(

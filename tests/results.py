@@ -24,7 +24,7 @@ def assert_same_run(found, expected):
     for name in ("best.pth", "last.pth"):
         _assert_equal(torch.load(str(found / name)), torch.load(str(expected / name)), name)
     states = [torch.load(str(directory / "checkpoint.pth")) for directory in (found, expected)]
-    for part in ("network", "optimizer", "random", "record", "log", "data"):
+    for part in ("network", "criteria", "optimizer", "random", "record", "log", "data"):
         _assert_equal(*(state[part] for state in states), part)
     steps = [{name: value for name, value in state["progress"].items() if "waited" not in name and name != "seconds"}
              for state in states]

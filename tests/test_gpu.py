@@ -9,7 +9,8 @@ import run
 import run_distill
 from conftest import distil_for, options_for
 from metric.distances import cdist
-from metric.loss import HardDarkRank, L2Triplet, RkdDistance, RKdAngle
+from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, RelaxedContrastive,
+                         RkdDistance, RKdAngle, SimilarityKL)
 from metric.pairsampler import AllPairs
 from metric.utils import recall
 from processes import complete, finish, start_ranks
@@ -23,17 +24,21 @@ def on_gpu(argv):
     return argv
 
 
-@pytest.mark.parametrize("criterion", [RkdDistance(), RKdAngle(), HardDarkRank(), "triplet"], ids=str)
+@pytest.mark.parametrize("criterion", [
+    RkdDistance(), RKdAngle(), HardDarkRank(), RelaxedContrastive(), PKT(), SimilarityKL(), EmbeddingRegression(16, 32),
+    ContextualSimilarity(), "triplet"], ids=str)
 def test_losses_are_those_of_the_cpu(criterion):
     torch.manual_seed(0)
     student, teacher, labels = torch.randn(48, 16), torch.randn(48, 32), torch.arange(48) // 4
+    if isinstance(criterion, ContextualSimilarity):
+        teacher = teacher[:, :16]
     found = []
     for device in ("cpu", "cuda"):
         embeddings = student.to(device).requires_grad_()
         if criterion == "triplet":
             loss = L2Triplet(0.2, AllPairs())(embeddings, labels.to(device))
         else:
-            loss = criterion(embeddings, teacher.to(device))
+            loss = criterion.to(device)(embeddings, teacher.to(device))
         loss.backward()
         found.append((float(loss.detach()), embeddings.grad.cpu()))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
@@ -78,7 +83,8 @@ def test_both_scripts_train_and_resume(pictures, tmp_path, capsys):
     with open(teacher + "/log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [0, 1, 2, 3]
     assert run_distill.main(on_gpu(distil_for(teacher, "--epochs", "1", "--dist_ratio", "1", "--angle_ratio", "2",
-                                              "--at_ratio", "1"))) == 0
+                                              "--at_ratio", "1", "--regression_ratio", "1", "--fitnet_ratio",
+                                              "1"))) == 0
 
 
 def test_out_of_memory_says_what_to_lower(pictures, capsys, monkeypatch):

@@ -1,13 +1,15 @@
-"""The numbers that the reference gives: losses, gradients, sampled negatives, weights, recall."""
+"""The numbers that the reference gives: losses, gradients, sampled negatives, weights, recall; and those of terms that
+have come since, from plain loops."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from metric.loss import (AttentionTransfer, ContrastiveLoss, HardDarkRank, L1Triplet, L2Triplet, RKdAngle,
-                         RkdDistance)
+from metric.loss import (PKT, AttentionTransfer, ContextualSimilarity, ContrastiveLoss, EmbeddingRegression,
+                         HardDarkRank, L1Triplet, L2Triplet, RelaxedContrastive, RKdAngle, RkdDistance, SimilarityKL)
 from metric.pairsampler import AllPairs, HardNegative, SemiHardNegative, distance_weights
 from metric.retrieval import recall, recall_by_definition
 
@@ -15,6 +17,10 @@ STUDENT = torch.tensor([[math.sin(0.7 * i + 1.3 * j + 0.1 * i * j) for j in rang
                        dtype=torch.float64)
 TEACHER = F.normalize(torch.tensor([[math.cos(0.5 * i - 0.9 * j + 0.05 * i * j) for j in range(10)]
                                     for i in range(12)], dtype=torch.float64))
+NARROW_TEACHER = F.normalize(torch.tensor([[math.cos(0.5 * i - 0.9 * j + 0.05 * i * j) for j in range(6)]
+                                           for i in range(12)], dtype=torch.float64))
+PROJECTION = torch.tensor([[math.sin(0.3 * i + 0.8 * j + 0.2) for j in range(6)] for i in range(10)],
+                          dtype=torch.float64)
 LABELS = torch.tensor([i // 3 for i in range(12)])
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -49,6 +55,34 @@ def test_loss_and_gradient(name, dtype, device):
     assert loss.dtype == dtype and loss.dim() == 0
     assert loss.item() == pytest.approx(expected_loss, rel=tolerance, abs=tolerance)
     assert student.grad.norm().item() == pytest.approx(expected_norm, rel=tolerance, abs=tolerance)
+
+
+def _projected():
+    criterion = EmbeddingRegression(6, 10)
+    criterion.projection.weight.data = PROJECTION.clone()
+    return criterion
+
+
+LATER_ROWS = {
+    "RelaxedContrastive": (RelaxedContrastive(), TEACHER, 2.1079662024),
+    "PKT": (PKT(), TEACHER, 0.0094768945),
+    "SimilarityKL": (SimilarityKL(), TEACHER, 0.0617370519),
+    "SimilarityKL(0.2)": (SimilarityKL(temperature=0.2), TEACHER, 0.0083450978),
+    "EmbeddingRegression": (EmbeddingRegression(), NARROW_TEACHER, 0.8702566519),
+    "EmbeddingRegression with P": (_projected(), TEACHER, 1.2914662598),
+    "ContextualSimilarity(4)": (ContextualSimilarity(k=4), NARROW_TEACHER, 1.3629845848),
+    "ContextualSimilarity(12)": (ContextualSimilarity(k=12), NARROW_TEACHER, 2.3687975270),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", list(LATER_ROWS))
+def test_later_terms(name, dtype, device):
+    criterion, teacher, expected = LATER_ROWS[name]
+    found = copy.deepcopy(criterion).to(device, dtype)(STUDENT.to(device, dtype), teacher.to(device, dtype))
+    assert found.dtype == dtype and found.dim() == 0
+    assert found.item() == pytest.approx(expected, rel=0, abs=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -13,6 +13,7 @@ from dataset import EvaluationLoader, FolderMetric
 from engine import ranks
 from engine.batchnorm import synchronised
 from engine.evaluation import embed
+from engine.terms import Shapes
 from metric import pairsampler
 from metric.loss import LOSSES, RKdAngle
 from model import LinearEmbedding
@@ -24,7 +25,8 @@ CPU = torch.device("cpu")
 # 0 into a whole step of either sign; SGD shows how close runs are.
 SHORT = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--optimizer", "sgd", "--precision", "fp32"]
 BATCH = 10  # 3 ranks take 3, 3 and 4 of it
-RATIOS = {"angle": "2", "dark": "0.5", "at": "10", "triplet": "3"}
+RATIOS = {"angle": "2", "dark": "0.5", "at": "10", "triplet": "3", "pkt": "30000", "similarity": "50"}
+SHAPES = Shapes(8, 16, *[[(8, 8, 8)] * 4] * 2)
 CASES = ([("triplet", loss, sample) for loss in LOSSES for sample in pairsampler.SAMPLERS]
          + [("distil", term.name, RATIOS.get(term.name, "1")) for term in run_distill.TERMS])
 
@@ -42,7 +44,8 @@ def _gradients(case):
     images = torch.rand(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     # Pictures of noise are all alike; the negatives of a triplet then hang on the last digit.
     images *= torch.linspace(0.1, 1, BATCH).view(-1, 1, 1, 1)
-    student.linear.requires_grad_(name != "at")
+    student.linear.requires_grad_(name not in ("at", "fitnet"))
+    criteria = {}
     model = ranks.parallel(student, CPU)
     start, stop = ranks.span(BATCH)
     torch.manual_seed(3)
@@ -51,11 +54,14 @@ def _gradients(case):
         loss = criterion(*(ranks.gathered(rows, BATCH) for rows in (model(images[start:stop]), labels[start:stop])))
     else:
         argv = ["--teacher_load", "unused", "--batch", str(BATCH), "--{}_ratio".format(name), value]
-        step = run_distill.build_step(model, teacher, run_distill.build_parser().parse_args(argv))
-        loss, = step(images[start:stop], labels[start:stop]).values()
+        args = run_distill.build_parser().parse_args(argv)
+        criteria = run_distill.build_criteria(args, SHAPES)
+        loss, = run_distill.build_step(model, teacher, args, criteria)(images[start:stop], labels[start:stop]).values()
     loss.backward()
-    return float(loss.detach()), torch.cat([parameter.grad.flatten() for parameter in student.parameters()
-                                            if parameter.requires_grad])
+    criteria = torch.nn.ModuleDict(criteria)
+    ranks.average_gradients(criteria)
+    return float(loss.detach()), torch.cat([parameter.grad.flatten() for module in (student, criteria)
+                                            for parameter in module.parameters() if parameter.requires_grad])
 
 
 def _all_gradients(path):
@@ -172,6 +178,10 @@ def _assert_same_epoch(tmp_path, count, script, argv, tolerance):
     torch.manual_seed(0)
     start = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 8, True).state_dict()
     alone, found = (torch.load(str(tmp_path / name / "last.pth")) for name in ("alone", "several"))
+    criteria = [torch.load(str(tmp_path / name / "checkpoint.pth"))["criteria"] for name in ("alone", "several")]
+    assert list(criteria[0]) == list(criteria[1])
+    for name, value in criteria[0].items():
+        assert torch.allclose(criteria[1][name], value, rtol=0, atol=1e-6), name
     moved, apart = (sum(float((alone[name] - other[name]).double().pow(2).sum()) for name in alone
                         if name.endswith(("weight", "bias"))) ** 0.5 for other in (start, found))
     assert moved > 0 and apart < tolerance * moved, apart / moved
@@ -186,6 +196,9 @@ def _assert_same_epoch(tmp_path, count, script, argv, tolerance):
     (3, "run_distill", ["--angle_ratio", "2"]),
     (2, "run_distill", ["--dark_ratio", "0.1"]),
     (3, "run_distill", ["--at_ratio", "100"]),
+    (2, "run_distill", ["--relaxed_ratio", "1", "--pkt_ratio", "1000", "--similarity_ratio", "10"]),
+    (3, "run_distill", ["--regression_ratio", "1", "--csd_ratio", "1", "--fitnet_ratio", "1", "--projection",
+                        "linear"]),
     (2, "run", ["--sample", "all", "--crop", "resized", "--views", "2"]),
     (3, "run_distill", ["--dist_ratio", "1", "--crop", "resized", "--views", "2", "--teacher_views", "3", "--cache",
                         "off"]),
@@ -218,8 +231,8 @@ def test_the_cache_is_made_once(tmp_path):
 
 
 def test_distillation_in_two_processes(pair, tmp_path):
-    argv = distil_for(pair, "--epochs", "1", "--precision", "fp32", "--sync_bn", "--dist_ratio", "1", "--angle_ratio",
-                      "2", "--dark_ratio", "1", "--at_ratio", "1", "--triplet_ratio", "1", "--save_dir")
+    ratios = [word for term in run_distill.TERMS for word in ("--{}_ratio".format(term.name), "1")]
+    argv = distil_for(pair, "--epochs", "1", "--precision", "fp32", "--sync_bn", *ratios, "--save_dir")
     assert complete("run_distill", argv + [str(tmp_path / "alone")], tmp_path / "out") == 0
     assert codes(start_ranks(2, "run_distill", argv + [str(tmp_path / "two")], tmp_path / "out")) == [0, 0]
     alone, two = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]

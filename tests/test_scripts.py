@@ -9,6 +9,7 @@ import torch
 import run
 import run_distill
 from conftest import distil_for, make_pictures, options_for
+from engine.terms import Shapes
 from metric.loss import LOSSES
 from metric.pairsampler import SAMPLERS
 from model import BACKBONES, LinearEmbedding
@@ -107,7 +108,8 @@ def test_distillation_prints_and_writes(teacher, tmp_path, capsys):
     assert "Recall@1: [{}] test\n".format(best) in capsys.readouterr().out
 
 
-RATIOS = {"dist": "1", "angle": "2", "dark": "0.5", "at": "10", "triplet": "3"}
+RATIOS = {"dist": "1", "angle": "2", "dark": "0.5", "at": "10", "triplet": "3", "relaxed": "2", "pkt": "30000",
+          "similarity": "50", "regression": "4", "csd": "5", "fitnet": "6"}
 
 
 def words_of(names):
@@ -116,6 +118,7 @@ def words_of(names):
 
 def test_all_distillation_terms_train_together(teacher, tmp_path):
     directory, names = str(tmp_path / "run"), [term.name for term in run_distill.TERMS]
+    assert set(names) == set(RATIOS)
     assert run_distill.main(distil_for(teacher, "--epochs", "1", "--save_dir", directory, *words_of(names))) == 0
     line = json.loads(read(directory, "log.jsonl").splitlines()[-1])
     assert list(line["terms"]) == names
@@ -123,9 +126,11 @@ def test_all_distillation_terms_train_together(teacher, tmp_path):
 
 
 def test_terms_are_those_asked_for_times_their_ratio():
-    from metric.loss import HardDarkRank, L2Triplet, RkdDistance, RKdAngle
+    from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet,
+                             RelaxedContrastive, RkdDistance, RKdAngle, SimilarityKL)
     torch.manual_seed(0)
-    maps = [[torch.rand(8, 2, 4, 4) for _ in range(4)] for _ in range(2)]
+    maps = [[torch.rand(8, channels, 4, 4) for _ in range(4)] for channels in (2, 3)]
+    shapes = Shapes(4, 6, *([tuple(each.shape[1:]) for each in of_network] for of_network in maps))
     student, teacher = torch.randn(8, 4), torch.randn(8, 6)
     labels = torch.arange(8) // 4
     networks = [lambda images, stages=False, n=n, e=e: (*maps[n], None, e) if stages else e
@@ -141,14 +146,24 @@ def test_terms_are_those_asked_for_times_their_ratio():
         "dark": 0.5 * HardDarkRank(alpha=2, beta=3)(student, teacher),
         "at": 10 * sum((attention(a) - attention(b)).pow(2).mean() for a, b in zip(maps[0][1:], maps[1][1:])),
         "triplet": 3 * L2Triplet(margin=0.2)(student, labels),
+        "relaxed": 2 * RelaxedContrastive(sigma=0.5, delta=2)(student, teacher),
+        "pkt": 30000 * PKT()(student, teacher),
+        "similarity": 50 * SimilarityKL(temperature=0.3)(student, teacher),
+        "regression": lambda p: 4 * EmbeddingRegression()(student @ p.weight.t(), teacher),
+        "csd": lambda p: 5 * ContextualSimilarity(k=3)(student @ p.weight.t(), teacher),
+        "fitnet": lambda w: 6 * (w.transform(maps[0][3]) - maps[1][3]).pow(2).mean(),
     }
+    flags = {"triplet": ["--triplet_sample", "all"], "relaxed": ["--relaxed_sigma", "0.5", "--relaxed_delta", "2"],
+             "similarity": ["--similarity_temperature", "0.3"], "csd": ["--csd_k", "3"]}
     for name in RATIOS:
-        argv = ["--teacher_load", "unused"] + words_of([name])
-        if name == "triplet":
-            argv += ["--triplet_sample", "all"]
-        args = run_distill.build_parser().parse_args(argv + ["--batch", "8"])
-        values = run_distill.build_step(*networks, args)(torch.empty(8), labels)
-        assert list(values) == [name] and values[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
+        argv = ["--teacher_load", "unused", "--batch", "8"] + words_of([name]) + flags.get(name, [])
+        args = run_distill.build_parser().parse_args(argv)
+        criteria = run_distill.build_criteria(args, shapes)
+        values = run_distill.build_step(*networks, args, criteria)(torch.empty(8), labels)
+        value = expected[name]
+        if callable(value):  # of what is trained
+            value = value(criteria.get("projection", criteria[name]))
+        assert list(values) == [name] and values[name].item() == pytest.approx(value.item(), rel=1e-5)
 
 
 def test_teacher_stays_as_it_is(teacher, pictures):
@@ -158,7 +173,7 @@ def test_teacher_stays_as_it_is(teacher, pictures):
     student = build_network(dict(file.options, embedding_size=4))
     args = run_distill.build_parser().parse_args(distil_for(teacher, "--dist_ratio", "1", "--at_ratio", "1",
                                                            "--batch", "4"))
-    step = run_distill.build_step(student, network, args)
+    step = run_distill.build_step(student, network, args, run_distill.build_criteria(args, None))
     sum(step(torch.rand(4, 3, 64, 64), torch.tensor([0, 0, 1, 1])).values()).backward()
     assert all(torch.equal(value, file.weights[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())

@@ -27,7 +27,8 @@ def _step(job, teacher, batch):
     student = job.network.train()
     student.load_state_dict(job.start)
     student.zero_grad()
-    loss = sum(run_distill.build_step(student, teacher, job.run.args)(*batch).values())
+    criteria = {name: trained.module for name, trained in job.criteria.items()}
+    loss = sum(run_distill.build_step(student, teacher, job.run.args, criteria)(*batch).values())
     loss.backward()
     return loss.detach(), torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
 
