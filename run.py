@@ -26,7 +26,7 @@ from metric.loss import LOSSES
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
 TRAINING_ONLY = ("sample", "loss", "margin", "num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir",
-                 "resume", "checkpoint_every", "overwrite", "sync_bn") + options.OPTIMISATION
+                 "resume", "checkpoint_every", "overwrite", "sync_bn", "select") + options.OPTIMISATION
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 

@@ -80,6 +80,17 @@ class ImageSet:
         fewer._take(samples, {name: label for name, label in self.class_to_idx.items() if label in labels})
         return fewer
 
+    def only(self, indices):
+        """Return the set of these pictures and their classes; see ``without``."""
+        return self.without(set(range(len(self))).difference(indices))
+
+    def divided(self, count):
+        """Return two lists of indices: of the pictures of all classes but the last ``count``, in the order of their
+        labels, and of those of these last ones."""
+        last = set(sorted(set(self.targets))[-count:])
+        return ([index for index, label in enumerate(self.targets) if label not in last],
+                [index for index, label in enumerate(self.targets) if label in last])
+
     def fingerprint(self, checksums):
         """Return a digest of which pictures these are, by their paths below ``directory``, their labels and
         ``checksums``, a number for the content of each one's file."""

@@ -75,6 +75,11 @@ class Pictures:
         fewer._skip({**self.skipped, **skipped})
         return fewer
 
+    def only(self, indices, why):
+        """Return those of these pictures that ``[]`` gives for ``indices``; ``why`` the others are left out."""
+        chosen = {self._kept[index] for index in indices}
+        return self.without({index: why for index in self._kept if index not in chosen})
+
 
 class DecodedPictures(Pictures):
     """Resized pictures, decoded each time.

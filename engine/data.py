@@ -13,13 +13,13 @@ from metric.batchsampler import NPairs, Uniform
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
 SHOWN_KINDS = 20
-NAMES = {"train": "training set", "test": "test set", "gallery": "gallery"}
+NAMES = {"train": "training set", "val": "validation set", "test": "test set", "gallery": "gallery"}
 
 Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
 labels; None where nothing is trained.
-evaluation: {split that is measured, "train" or "test": loader}, with the test transform. A loader of queries knows that
-of the gallery that they search in.
+evaluation: {split that is measured, "train", "val" (the classes of --val_classes) or "test": loader}, with the test
+transform. A loader of queries knows that of the gallery that they search in.
 training: what draws crops -> an ``EvaluationLoader`` of the training set with these; None where nothing is trained.
 """
 
@@ -37,19 +37,49 @@ def open_data(run):
         unlabelled=getattr(args, "unlabelled", None)))
     measured = [split for split, images in splits.items() if split == "test"
                 or split == "train" and images.has_labels and not args.no_train_recall]
-    used = {split: splits[split] for split in splits if run.trains or split in measured or split == "gallery"}
+    # With --val_classes, too, the training set is opened as a whole: runs with and without them share its cache.
+    used = {split: splits[split] for split in splits
+            if run.trains or split in measured or split == "gallery" or split == "train" and args.val_classes}
+    measured += ["val"] if args.val_classes else []
     _tell_layout(splits)
     may_skip = args.skip_broken or args.skip_single
     if not may_skip:
-        _check(splits, run, measured)  # before they are decoded, which takes a while
+        _check(_hold_out(splits, args.val_classes), run, measured)  # before they are decoded, which takes a while
     pictures = ranks.machine_by_machine(lambda: _open_all(used, args))
     skipped = {split: pictures[split].skipped for split in used}
     lines = _tell_skipped(skipped, used)
     if may_skip:
         splits = {split: images.without(skipped.get(split, ())) for split, images in splits.items()}
-        _check(splits, run, measured)
-    _take_note(run, {split: splits[split] for split in used}, pictures, lines)
-    return _loaders(run, splits, pictures, measured)
+        _check(_hold_out(splits, args.val_classes), run, measured)
+    if "train" in pictures:
+        pictures = _hold_out_pictures(pictures, splits["train"], args.val_classes)
+    splits = _hold_out(splits, args.val_classes)
+    _take_note(run, {split: splits[split] for split in pictures}, pictures, lines)
+    return _loaders(run, splits, pictures, [split for split in splits if split in measured])
+
+
+def _hold_out(splits, count):
+    """Return {split: ``ImageSet``} with the last ``count`` training classes as the split "val"."""
+    if not count:
+        return splits
+    if "train" not in splits:
+        raise UsageError("--val_classes {}: there is no training set of which classes could be held out".format(count))
+    left, held = splits["train"].divided(count)
+    if len({splits["train"].targets[index] for index in left}) < 2:
+        raise UsageError("--val_classes {} leaves fewer than 2 of the {} training classes to train on; take at most "
+                         "{}".format(count, len(set(splits["train"].targets)),
+                                     max(0, len(set(splits["train"].targets)) - 2)))
+    return {"train": splits["train"].only(left), "val": splits["train"].only(held),
+            **{split: images for split, images in splits.items() if split != "train"}}
+
+
+def _hold_out_pictures(pictures, images, count):
+    """Return the {split: resized pictures} that belong to ``_hold_out``; ``images`` is the whole training set."""
+    if not count:
+        return pictures
+    left, held = images.divided(count)
+    return dict(pictures, train=pictures["train"].only(left, "held out by --val_classes"),
+                val=pictures["train"].only(held, "trained on"))
 
 
 def _take_note(run, splits, pictures, lines):
@@ -142,6 +172,9 @@ def _check(splits, run, measured):
     no classes to look at."""
     args = run.args
     print("Number of images in Training Set: {}".format(len(splits["train"]) if "train" in splits else 0))
+    if "val" in splits:
+        print("Number of images in Validation set: {}, of {} training classes that are held out ({})".format(
+            len(splits["val"]), len(splits["val"].classes), _first(splits["val"].classes)))
     print("Number of images in Test set: {}".format(len(splits["test"])), flush=True)
     if "gallery" in splits:
         print("Number of images in Gallery: {}".format(len(splits["gallery"])), flush=True)
@@ -157,7 +190,7 @@ def _check(splits, run, measured):
             raise UsageError("the {} has {} pictures for {} processes".format(NAMES[split], len(images), ranks.count()))
         if split in measured:
             _check_recall(max(args.recall), splits, split)
-        if "gallery" not in splits or split == "train":
+        if "gallery" not in splits or split in ("train", "val"):
             _check_single(split, images, run.needs_pairs and split == "train")
         if run.trains and split == "train":
             _check_batch(args, images)
@@ -172,10 +205,9 @@ def _kinds(images):
 
 
 def _warn_of_shared_classes(splits):
-    if "train" not in splits:
-        return
-    others = {name for split in splits if split != "train" for name in _kinds(splits[split])}
-    shared = sorted(others.intersection(_kinds(splits["train"])))
+    kinds = {split: set(_kinds(images)) for split, images in splits.items()}
+    trained = kinds.pop("train", set()) | kinds.pop("val", set())
+    shared = sorted(trained.intersection(set().union(*kinds.values())))
     if shared:
         print("Warning: {} classes are in both the training and the test set ({}); what is measured is then not how "
               "the network does on classes that it has never seen".format(len(shared), _first(shared)), flush=True)
@@ -212,9 +244,9 @@ def _check_single(split, images, needs_pairs):
         return
     finding = "{} of {} classes of the {} have a single picture ({})".format(
         len(single), len(counts), NAMES[split], _first(single))
-    if split == "test" and len(single) == len(counts):
-        raise UsageError("every class of the test set has a single picture, so no query has anything to find; add "
-                         "pictures of these classes")
+    if split != "train" and len(single) == len(counts):
+        raise UsageError("every class of the {} has a single picture, so no query has anything to find; add "
+                         "pictures of these classes".format(NAMES[split]))
     if needs_pairs:
         raise UsageError("{}; the loss needs pairs of one class: add pictures, or leave such classes out with "
                          "--skip_single".format(finding))
@@ -239,9 +271,10 @@ def _check_batch(args, images):
     most = sum(min(args.num_image_per_class, count) for count in counts.values())
     if args.batch > most * args.views:
         raise UsageError("--batch {} is more than the training set can give: {} classes with --num_image_per_class "
-                         "{}{} make {}; lower the one or raise the other".format(
-                             args.batch, len(counts), args.num_image_per_class,
-                             as_factor(args.views), most * args.views))
+                         "{}{} make {}{}; lower the one or raise the other".format(
+                             args.batch, len(counts), args.num_image_per_class, as_factor(args.views),
+                             most * args.views, ", without the {} of --val_classes".format(args.val_classes)
+                             if args.val_classes else ""))
 
 
 def _first(names):

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from dataset import DatasetError, LoadingError
 from engine import ranks
+from engine.data import NAMES
 from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
@@ -18,6 +19,8 @@ from engine.training import Training
 BATCHES_BETWEEN_CHECKS = 20
 # A network whose recall falls below this fraction of its untrained recall is not learning.
 FAILING_FRACTION = 0.5
+# What is said of the best epoch, for each way to --select it. As published there is no word on it.
+BY = {"test": "", "val": ", by the recall of the validation set", "last": ", which is the last one measured"}
 
 Job = collections.namedtuple("Job", "run data network step printed_bests criteria kept", defaults=({}, {}))
 Job.__doc__ = """What ``fit`` needs.
@@ -26,7 +29,7 @@ run: a ``settle.Run``. data: its ``Data``. network: what is trained and measured
 step: (pictures, labels) on the device, or with --teacher_views (pictures, labels, teacher's embeddings) -> {name: loss
 term}; their sum is minimised.
 printed_bests: [(name of a best recall in what is printed, its name in result.txt, split)]. What is kept as best.pth
-follows the test recall alone; see ``RunRecord``.
+follows --select; see ``RunRecord``.
 criteria: {name: ``Trained``}, what is trained beside the network: in the optimiser and the state, never in best.pth.
 Their gradients are averaged over the ranks, so their loss has to be that of the whole batch.
 kept: {file: name of a criterion}, whose weights are written to this file whenever best.pth is.
@@ -85,8 +88,7 @@ def fit(job):
             print("The run stops in epoch {} after batch {}; {}".format(
                 progress.epoch, progress.batch, record.advice()), flush=True)
         raise
-    record.finish([(in_result, record.best[split]) for _, in_result, split in bests] + [
-        ("Final", record.final["test"])])
+    record.finish([(in_result, split) for _, in_result, split in bests])
 
 
 def _leave(record, training, progress):
@@ -187,8 +189,9 @@ def _tell(progress):
 
 def _tell_bests(epoch, bests, record):
     for printed, _, split in bests:
-        print("{}: {:.4f}".format(printed, record.best[split]))
-    print("[Epoch {}] best so far: epoch {}".format(epoch, record.best_epoch), flush=True)
-    if record.final["test"] < FAILING_FRACTION * record.untrained:
-        print("Warning: Recall@{} of the test set is below half of what the network had before training; a lower --lr "
-              "or --pretrained weights may help".format(record.k), flush=True)
+        print("{}: {:.4f}".format(printed, record.shown_best(split)))
+    print("[Epoch {}] best so far: epoch {}{}".format(epoch, record.best_epoch, BY[record.options["select"]]),
+          flush=True)
+    if record.final[record.judge] < FAILING_FRACTION * record.untrained:
+        print("Warning: Recall@{} of the {} is below half of what the network had before training; a lower --lr or "
+              "--pretrained weights may help".format(record.k, NAMES[record.judge]), flush=True)

@@ -38,6 +38,9 @@ def add_data_options(parser):
                        help="square: the whole picture is squeezed into a square, as in RKD's code; short: the short "
                             "side becomes 8/7 of --image_size and the middle square is kept, as in most other papers "
                             "on metric learning")
+    group.add_argument("--val_classes", type=not_negative_int, default=0, metavar="N",
+                       help="hold the last N training classes, in the order of their labels, out of training and "
+                            "measure them like the test set, as the split val; see --select")
     group.add_argument("--crop", choices=tuple(CROPS), default="fixed",
                        help="training crops. fixed: a window of --image_size, as in the paper; resized: a window of 16 "
                             "to 100 %% of the area with sides of 3:4 to 4:3, resized to --image_size, as in Kim et "
@@ -168,6 +171,10 @@ def add_run_options(parser):
     group.add_argument("--list_backbones", action=_ListBackbones, help="print all backbones, and end")
     group.add_argument("--recall", type=positive_int, nargs="+", default=[1], metavar="K",
                        help="Recall@K is printed for each K; the first one selects best.pth")
+    group.add_argument("--select", choices=("test", "val", "last"), default="test",
+                       help="which epoch's weights are best.pth: that of the best recall of the test set, as "
+                            "published; that of the best recall of --val_classes, which looks at no test picture; the "
+                            "last one that is measured")
     group.add_argument("--no_train_recall", action="store_true", help="measure the test set only")
     group.add_argument("--seed", type=not_negative_int, default=DEFAULT_SEED, help="of every random source")
     group.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N|mps", help="where networks run")
@@ -200,6 +207,13 @@ def check_shared(args, given, trains):
         raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
     if trains and args.save_dir is None:
         refuse_idle(given, ("overwrite", "checkpoint_every"), "without --save_dir")
+    if args.val_classes == 1:
+        raise UsageError("--val_classes 1: a recall needs at least 2 classes to tell apart")
+    if args.val_classes and getattr(args, "unlabelled", None) is not None:
+        raise UsageError("--val_classes {} holds out classes, and pictures of --unlabelled have none; leave one of "
+                         "them out".format(args.val_classes))
+    if args.select == "val" and not args.val_classes:
+        raise UsageError("--select val needs --val_classes N, the number of training classes that are held out")
 
 
 def check_data(args):

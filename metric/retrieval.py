@@ -31,7 +31,7 @@ BLOCK_SIDE = {"cpu": 2048}
 BLOCK_SIDE_DEFAULT = 8192
 
 
-def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_labels=None):
+def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_labels=None, paired=False):
     """Recall@K by its definition, for at most a few hundred embeddings. Arguments and result are those of `recall`."""
     if gallery is None:
         rows = others = _scaled(embeddings.double())[0].tolist()
@@ -41,7 +41,7 @@ def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_label
     labels, gallery_labels = labels.tolist(), gallery_labels.tolist()
     hits = [0] * len(K)
     for query in range(len(rows)):
-        searched = [index for index in range(len(others)) if others is not rows or index != query]
+        searched = [index for index in range(len(others)) if index != query or not (paired or others is rows)]
         # Nearest first; of equally near ones, those of another label first. Squared distances, since equal ones stay
         # equal (math.dist of Python 3.8 and 3.9 rounds them apart).
         ranking = sorted((math.fsum(gap * gap for gap in map(operator.sub, rows[query], others[index])),
@@ -62,7 +62,7 @@ def _checked_ks(K, size, what):
     return ks
 
 
-def _check_gallery(embeddings, gallery, gallery_labels):
+def _check_gallery(embeddings, labels, gallery, gallery_labels, paired):
     """TypeError or ValueError unless the queries `embeddings` can search in `gallery`."""
     check_embeddings(gallery, "gallery")
     check_labels(gallery_labels, gallery)
@@ -70,6 +70,9 @@ def _check_gallery(embeddings, gallery, gallery_labels):
     if embeddings.dtype != gallery.dtype or embeddings.shape[1] != gallery.shape[1]:
         raise ValueError("the gallery must be of the dimension and type of the queries: {} of {}, {} of {}".format(
             tuple(gallery.shape), gallery.dtype, tuple(embeddings.shape), embeddings.dtype))
+    if paired and not torch.equal(labels.long(), gallery_labels.long()):
+        raise ValueError("with paired the gallery holds the queries' own items, so its labels must be those of the "
+                         "queries")
 
 
 def _scaled(*matrices):
@@ -95,7 +98,7 @@ class _Embeddings:
     """
 
     def __init__(self, embeddings, labels, origin=None):
-        order = labels.argsort()
+        order = labels.sort(stable=True)[1]  # stable: paired embeddings come in one order
         self.labels = labels[order]
         self.exact_rows = embeddings[order]
         if origin is None:
@@ -134,7 +137,7 @@ class _Embeddings:
         return self.labels[rows].unsqueeze(1) == gallery.labels[columns].unsqueeze(0)
 
 
-def _nearest_positive(queries, gallery, side):
+def _nearest_positive(queries, gallery, side, paired):
     """Lower and upper bound of the squared distance of each query to its nearest positive; infinite without one."""
     lowest, highest = (torch.full_like(queries.squares, math.inf) for _ in range(2))
     # Both are sorted by label: all positives of a block of queries are in the range from the first embedding of the
@@ -147,7 +150,7 @@ def _nearest_positive(queries, gallery, side):
             columns = slice(left, min(left + side, end))
             distance = queries.upper_bounds(rows, gallery, columns)
             distance.masked_fill_(~queries.same_label(rows, gallery, columns), math.inf)
-            if queries is gallery:
+            if paired:
                 distance.diagonal(rows.start - columns.start).fill_(math.inf)  # the query itself
             highest[rows] = torch.minimum(highest[rows], distance.min(1)[0])
             queries.lower_bounds_(distance, rows, gallery, columns)
@@ -184,10 +187,10 @@ def _count_closer(queries, gallery, lowest, highest, side):
     return surely, perhaps
 
 
-def _settled_counts(queries, gallery, ks, side):
+def _settled_counts(queries, gallery, ks, side, paired):
     """How many negatives are at least as close as each query's nearest positive, right as far as `ks` ask for it."""
     # A query without a positive has infinite bounds: all negatives are closer, which is a miss at every K allowed.
-    lowest, highest = _nearest_positive(queries, gallery, side)
+    lowest, highest = _nearest_positive(queries, gallery, side, paired)
     counts, perhaps_closer = _count_closer(queries, gallery, lowest, highest, side)
     undecided = torch.zeros_like(counts, dtype=torch.bool)
     for k in ks:
@@ -196,7 +199,7 @@ def _settled_counts(queries, gallery, ks, side):
     if len(which):
         open_pairs = (perhaps_closer - counts)[which].cpu()
         exact_gallery = ExactGallery(gallery.exact_rows, gallery.labels, merge=len(which) > CROWD * len(queries))
-        own = which.cpu() if queries is gallery else torch.full_like(which, -1).cpu()
+        own = which.cpu() if paired else torch.full_like(which, -1).cpu()
         counts[which] = exact_counts(
             exact_gallery, queries.exact_rows[which].cpu(), queries.labels[which].cpu(), own, gallery.origin.cpu(),
             highest[which].cpu(), open_pairs > CROWD * len(gallery)).to(counts.device)
@@ -205,23 +208,25 @@ def _settled_counts(queries, gallery, ks, side):
 
 @torch.no_grad()
 @full_precision
-def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_labels=None):
+def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_labels=None, paired=False):
     """Recall@K: the fraction of queries with at least one same-label item among their K nearest others (Euclidean).
 
     Without `gallery` every embedding is a query, and all others are its gallery; the query itself is excluded by index,
     so duplicate images do no harm. With it the embeddings are queries only, each searches all of the gallery, and
-    nothing is excluded. The numbers are those of `recall_by_definition`, in float64, whatever the precision of the
+    nothing is excluded; `paired` says that row i of the gallery is query i itself, embedded by another network, and
+    excludes that one. The numbers are those of `recall_by_definition`, in float64, whatever the precision of the
     embeddings (but for distances that only the last digit of float64 tells apart); the top of this file says how. On an
     accelerator matrix products must not be rounded to TF32, or the bounds of the rounding do not hold.
 
     Args:
         embeddings: N x d, floating point; half and bfloat16 are taken as float32.
         labels: N integers on the same device.
-        K: list of integers, each in 1 .. N - 1, or 1 .. M with a gallery. A long list costs no more than a short one.
+        K: list of integers, each in 1 .. N - 1, or 1 .. M with a gallery that is not paired. A long list costs no more than a short one.
         block_size: side of a block of distances. Default: what suits the device. Memory: two copies of the embeddings
             (a third one in step 3, of a network that has collapsed), about 8 bytes for each entry of a block, and about
             200 MB in step 3; never an N x N matrix.
         gallery, gallery_labels: M x d of the type of the embeddings, and M integers, both on the same device.
+        paired: the gallery holds the queries' own items, in the same order: M = N, and the labels are equal.
 
     Returns:
         list of floats, one fraction per K, in the order of K.
@@ -241,8 +246,8 @@ def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_la
     if gallery is None:
         ks = _checked_ks(K, n - 1, "all others of {} embeddings".format(n))
     else:
-        _check_gallery(embeddings, gallery, gallery_labels)
-        ks = _checked_ks(K, len(gallery), "that of the {} queries".format(n))
+        _check_gallery(embeddings, labels, gallery, gallery_labels, paired)
+        ks = _checked_ks(K, len(gallery) - bool(paired), "that of the {} queries".format(n))
     if block_size is None:
         block_size = BLOCK_SIDE.get(embeddings.device.type, BLOCK_SIDE_DEFAULT)
     elif block_size < 1:
@@ -255,7 +260,8 @@ def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_la
         rows, others = _scaled(embeddings, gallery)
         searched = _Embeddings(others, gallery_labels.long())
         queries = _Embeddings(rows, labels.long(), searched.origin)
-    counts = _settled_counts(queries, searched, ks, min(block_size, max(n, len(searched))))
+    counts = _settled_counts(queries, searched, ks, min(block_size, max(n, len(searched))),
+                             paired or gallery is None)
     thresholds = torch.tensor(ks, dtype=torch.int64, device=counts.device)
     hits = (counts.unsqueeze(1) < thresholds.unsqueeze(0)).sum(0)
     return [hit / n for hit in hits.tolist()]

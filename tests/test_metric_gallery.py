@@ -121,3 +121,33 @@ def test_recall_gallery_contract(change, error, shown):
     embeddings, labels, gallery, gallery_labels = problem()
     with pytest.raises(error, match=shown):
         recall(embeddings, labels, **dict(dict(gallery=gallery, gallery_labels=gallery_labels), **change))
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 7, 40])
+def test_a_paired_gallery_excludes_each_querys_own_item(block_size):
+    embeddings, labels, gallery, _ = problem(40, 40)
+    gallery = 0.7 * embeddings + 0.3 * gallery  # near: a query's own item would often be the nearest
+    others = [torch.arange(40) != i for i in range(40)]
+    expected = [sum(in_plain_loops(embeddings[~other], labels[~other], gallery[other], labels[other], k)
+                    for other in others) / 40 for k in (1, 3, 39)]
+    assert recall_by_definition(embeddings, labels, [1, 3, 39], gallery, labels, paired=True) == expected
+    assert recall(embeddings, labels, [1, 3, 39], block_size, gallery, labels, paired=True) == expected
+    assert expected[0] < recall(embeddings, labels, [1], block_size, gallery, labels)[0]
+    assert recall(embeddings, labels, [1, 3], block_size, embeddings.clone(), labels, paired=True) == recall(
+        embeddings, labels, [1, 3])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_paired_gallery_of_a_network_that_has_collapsed(kind):
+    embeddings, labels = collapsed(kind, 60, 17, 0), torch.arange(60) % 30
+    arguments = embeddings, labels, list(range(1, 60))
+    assert recall(*arguments, None, embeddings.flip(1), labels, paired=True) == recall_by_definition(
+        *arguments, embeddings.flip(1), labels, paired=True)
+
+
+def test_a_paired_gallery_holds_the_queries_own_items():
+    embeddings, labels = random_matrix(6, 3), torch.arange(6) // 2
+    with pytest.raises(ValueError, match="its labels must be those of the queries"):
+        recall(embeddings, labels, [1], gallery=embeddings, gallery_labels=labels.flip(0), paired=True)
+    with pytest.raises(ValueError, match="Recall@6 needs 1 <= K <= 5"):
+        recall(embeddings, labels, [6], gallery=embeddings, gallery_labels=labels, paired=True)

@@ -33,8 +33,9 @@ def test_training_prints_and_writes(pictures, tmp_path, capsys):
     assert re.findall(r"^Best Recall@1: (0\.\d{4}|1\.0000)$", out, re.M) == [
         "{:.4f}".format(max(tests[:epoch + 1]) / 100) for epoch in (1, 2)]
     assert sorted(os.listdir(directory)) == KEPT
-    assert read(directory, "result.txt") == "Best Recall@1: {:.4f}\nFinal Recall@1: {:.4f}\n".format(
-        max(tests), tests[-1])
+    assert read(directory, "result.txt") == (
+        "Best Recall@1: {:.4f}\nFinal Recall@1: {:.4f}\nSelected by: test\nBest epoch: {}\nLast epoch: 2\n".format(
+            max(tests), tests[-1], tests.index(max(tests))))
 
     log = [json.loads(line) for line in read(directory, "log.jsonl").splitlines()]
     assert [line["epoch"] for line in log] == [0, 1, 2]
@@ -48,7 +49,7 @@ def test_training_prints_and_writes(pictures, tmp_path, capsys):
 
 def test_last_weights_are_those_of_the_last_epoch_and_best_of_the_best(teacher, capsys):
     results = dict(line.split(": ") for line in read(teacher, "result.txt").splitlines())
-    assert list(results) == ["Best Recall@2", "Final Recall@2"]
+    assert list(results) == ["Best Recall@2", "Final Recall@2", "Selected by", "Best epoch", "Last epoch"]
     for name, line in (("best.pth", "Best"), ("last.pth", "Final")):
         capsys.readouterr()
         assert run.main(["--mode", "eval", "--load", os.path.join(teacher, name), "--recall", "2", "--device",
@@ -99,7 +100,8 @@ def test_distillation_prints_and_writes(teacher, tmp_path, capsys):
     assert "a TinyResNet with 4 dimensions, not L2-normalised" in out
     assert sorted(os.listdir(directory)) == KEPT
     assert re.fullmatch(r"Best Train Recall@1: \d+\.\d{4}\nBest Test Recall@1: \d+\.\d{4}\n"
-                        r"Final Recall@1: \d+\.\d{4}\n", read(directory, "result.txt"))
+                        r"Final Recall@1: \d+\.\d{4}\nSelected by: test\nBest epoch: \d\nLast epoch: 2\n",
+                        read(directory, "result.txt"))
     # config.json is enough to measure the student.
     assert run.main(["--mode", "eval", "--load", directory + "/best.pth", "--workers", "0"]) == 0
     best = re.search(r"Best Test Recall@1: (.*)", read(directory, "result.txt")).group(1)

@@ -69,7 +69,8 @@ def test_training_prints_and_writes(teacher, pile, pictures, tmp_path, capsys):
     assert "--data {}, --dataset folder".format(pictures) in out
     assert [line[-4:] for line in out.splitlines() if "] Recall@1" in line] == ["test"] * 4
     assert re.findall(r"^(Best .*): ", out, re.M) == ["Best Eval Recall"] * 2
-    assert re.fullmatch(r"Best Test Recall@1: \d+\.\d{4}\nFinal Recall@1: \d+\.\d{4}\n", read(directory, "result.txt"))
+    assert re.fullmatch(r"Best Test Recall@1: \d+\.\d{4}\nFinal Recall@1: \d+\.\d{4}\nSelected by: test\n.*",
+                        read(directory, "result.txt"), re.S)
     log = [json.loads(line) for line in read(directory, "log.jsonl").splitlines()]
     assert all(list(line["recall"]) == ["test"] for line in log) and log[2]["loss"] > 0
     assert json.loads(read(directory, "config.json"))["options"]["unlabelled"] == str(pile)

@@ -33,8 +33,10 @@ class RunRecord:
             file.
 
     Attributes:
-        best, final: {split: recall}, the best one and the last one. The first K of ``--recall`` is what counts.
-        best_epoch: when the test set's was best. untrained: recall of the test set before training.
+        best, final: {split: recall}, the best one of all epochs and the last one. The first K of ``--recall`` is what
+            counts.
+        judge: the split whose recall says how well the run does: "val" with --select val, else "test".
+        best_epoch: whose weights are best.pth, see ``_select``. untrained: recall of the judge before training.
 
     Raises:
         UsageError: the directory holds another run, or one of these files; or such a file is not the one that the run
@@ -47,6 +49,7 @@ class RunRecord:
         self.save_dir = options["save_dir"]
         self.writes = self.save_dir is not None and ranks.is_first()
         self.k = options["recall"][0]
+        self.judge = "val" if options["select"] == "val" else "test"
         self.script, self.options, self.saved = script, options, saved
         self.inputs, self.data, self.skipped = {}, {}, []
         self.best, self.final, self.best_epoch, self.untrained = {}, {}, 0, None
@@ -146,10 +149,11 @@ class RunRecord:
         """
         line = {"epoch": epoch}
         if measurements:
-            self._take_recalls(epoch, measurements)
+            self._select(epoch, measurements)
             line["recall"] = {split: {str(k): value for k, value in measurement.recalls.items()}
                               for split, measurement in measurements.items()}
             line["spread"] = {split: measurement.spread for split, measurement in measurements.items()}
+            line.update(select=self.options["select"], best_epoch=self.best_epoch)
         self.log.append(json.dumps(dict(line, **figures or {})))
         if speed:
             self.speed.append(json.dumps(dict({"epoch": epoch}, **speed)))
@@ -160,13 +164,22 @@ class RunRecord:
             self._write_files(weights, epoch, training.beside_weights())
         return progress
 
-    def _take_recalls(self, epoch, measurements):
+    def _select(self, epoch, measurements):
+        """Take the recalls of an epoch, and decide whether it is the best one: by the recall of the judge, or, with
+        --select last, because it is the last one so far."""
         self.final = {split: measurement.recalls[self.k] for split, measurement in measurements.items()}
         if epoch == 0:
-            self.untrained = self.final["test"]
-        if epoch == 0 or self.final["test"] > self.best["test"]:
+            self.untrained = self.final[self.judge]
+        if epoch == 0 or self.options["select"] == "last" or self.final[self.judge] > self.best[self.judge]:
             self.best_epoch = epoch
         self.best = {split: max(value, self.best.get(split, value)) for split, value in self.final.items()}
+
+    def shown_best(self, split):
+        """Return the recall of a split that is called the best: as published that of its own best epoch; if best.pth
+        doesn't follow the test set, that of best.pth."""
+        if self.options["select"] == "test":
+            return self.best[split]
+        return json.loads(self.log[self.best_epoch])["recall"][split][str(self.k)]
 
     def write_state(self, training, progress, weights=None):
         """Write ``checkpoint.pth``.
@@ -202,11 +215,18 @@ class RunRecord:
         return "to go on: {} {} --resume --save_dir {}".format(
             "python3" if ranks.count() == 1 else "as many processes of", self.script, shlex.quote(self.save_dir))
 
-    def finish(self, lines):
-        """Write ``result.txt``: [(what, fraction)], shown in percent."""
-        if self.writes:
-            write_text(self._path(RESULT), "".join(
-                "{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines))
+    def finish(self, bests):
+        """Write ``result.txt``, in percent: the recalls that are called the best, [(name, split)], and the last one of
+        the test set; then how the best epoch was selected."""
+        if not self.writes:
+            return
+        lines = [(name, self.shown_best(split)) for name, split in bests] + [("Final", self.final["test"])]
+        if "val" in self.final:
+            lines += [("Best Val", self.shown_best("val")), ("Final Val", self.final["val"])]
+        write_text(self._path(RESULT), "".join(
+            ["{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines] + [
+                "Selected by: {}\n".format(self.options["select"]),
+                "Best epoch: {}\n".format(self.best_epoch), "Last epoch: {}\n".format(len(self.log) - 1)]))
 
     def _write_files(self, weights, epoch, beside):
         """Write what follows from the state after ``epoch``. Without ``weights``, best.pth, what lies beside it ({file:

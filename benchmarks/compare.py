@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+r"""Compare methods of distillation: a teacher, then a student for each method, size, learning rate and seed.
+
+  python3 benchmarks/compare.py benchmarks/comparisons/birds.ini --save_dir runs/birds --jobs 2
+
+For each size and method every rate is tried with the first seed; the best one by the recall of validation classes
+(held out of training; never the test classes) is run with the other seeds. Where it is the highest or lowest rate, one
+step further is tried. table.md, table.csv and plot.svg in --save_dir are written again after each run. The same command
+goes on where it was stopped.
+"""
+import os
+import shlex
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+for folder in (HERE, os.path.dirname(HERE)):
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+from comparefiles import METHODS, argv_of, read_comparison, refuse_unknown, student_run, teacher_run  # noqa: E402
+from comparejobs import Jobs, read_result, tidy, write_text  # noqa: E402
+from compareplot import plot  # noqa: E402
+from comparesearch import search  # noqa: E402
+from comparetables import Found, comma_separated, markdown  # noqa: E402
+from dataset.files import locked  # noqa: E402
+from engine import arguments  # noqa: E402
+from engine.errors import TrainingError, UsageError, run_script  # noqa: E402
+from model import find_backbone  # noqa: E402
+
+
+def build_parser():
+    parser = arguments.new_parser("compare.py", __doc__)
+    parser.add_argument("file", type=arguments.path, help="what is compared; see benchmarks/comparisons")
+    parser.add_argument("--save_dir", type=arguments.path, metavar="DIR", required=True,
+                        help="where runs, tables and plot go")
+    parser.add_argument("--methods", type=arguments.path, metavar="FILE", default=METHODS,
+                        help="the methods, as options of run_distill.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="what stands for %%(NAME)s in the files, for example data=DIR")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods only")
+    parser.add_argument("--jobs", type=arguments.positive_int, default=1, metavar="N",
+                        help="runs at once; each has one thread")
+    parser.add_argument("--no_extend", action="store_true", help="try no rates beyond those of the file")
+    parser.add_argument("--list", action="store_true", help="print the commands that are left to do, and end")
+    parser.add_argument("--table", action="store_true", help="only write tables and plot from what is there")
+    return parser
+
+
+class Study:
+    """A comparison in a directory, and how far it is.
+
+    Attributes:
+        results: {directory of a run: its ``Result``}, of those that are over.
+    """
+
+    def __init__(self, comparison, args, title):
+        self.comparison, self.title, self.directory = comparison, title, args.save_dir
+        self.extend, self.only = not args.no_extend, args.only or comparison.methods
+        self.results = {}
+        self.teacher = teacher_run(comparison, args.save_dir)
+
+    def result(self, run):
+        """Return the ``Result`` of a run, None if it is not over."""
+        if run.directory not in self.results:
+            result = read_result(run)
+            if result is None:
+                return None
+            self.results[run.directory] = result
+        return self.results[run.directory]
+
+    def run_of(self, size, method, rate, seed):
+        return student_run(self.comparison, self.directory, size, method, rate, seed)
+
+    def searches(self):
+        """Return the ``Search`` of each size and method."""
+        comparison = self.comparison
+
+        def outcome(size, method):
+            return lambda rate, seed: self.result(self.run_of(size, method, rate, seed))
+
+        return [search(size, method, comparison.rates, comparison.seeds, outcome(size, method), self.extend)
+                for size in comparison.sizes for method in comparison.methods]
+
+    def waiting(self):
+        """Return the runs that are known to be needed and not over, in order; of teacher and students, the teacher
+        alone first."""
+        if self.result(self.teacher) is None:
+            return [self.teacher]
+        return self.students_waiting()
+
+    def students_waiting(self):
+        return [self.run_of(found.size, found.method, rate, seed) for found in self.searches()
+                if found.method in self.only for rate, seed in found.waiting]
+
+    def refuse_failed_teacher(self):
+        teacher = self.result(self.teacher)
+        if teacher is not None and teacher.failure is not None:
+            raise TrainingError("the teacher failed: {} (remove {} to train it again)".format(
+                teacher.failure, self.teacher.directory))
+
+    def tidy(self):
+        """Delete the weights that nothing needs: all but the teacher's, and the first seed's at each chosen rate."""
+        teacher = self.result(self.teacher)
+        if teacher and teacher.failure is None:
+            tidy(self.teacher, keeps_best=True)
+        for found in self.searches():
+            for rate, seed, result in found.over:
+                # While rates are still tried, the first seed's weights may be those that are kept.
+                may_be_kept = seed == self.comparison.seeds[0] and result.failure is None and (
+                    not found.is_chosen or rate == found.rate)
+                tidy(self.run_of(found.size, found.method, rate, seed), may_be_kept)
+
+    def found(self):
+        """Return the rows of the table."""
+        teacher = self.result(self.teacher)
+        is_there = teacher is not None and teacher.failure is None
+        rows = [Found(dimensions_of(self.comparison.teacher), "teacher", None, {0: teacher} if is_there else {}, [])]
+        return rows + [Found(found.size, found.method, found.rate, found.results, found.notes)
+                       for found in self.searches() if found.over]
+
+    def write(self):
+        """Write tables and plot."""
+        rows = self.found()
+        for name, text in (("table.md", markdown(rows, self.title)), ("table.csv", comma_separated(rows)),
+                           ("plot.svg", plot(rows, self.title))):
+            write_text(os.path.join(self.directory, name), text)
+
+
+def dimensions_of(teacher):
+    """Return the dimensions of a teacher's embeddings, from its options; None if they are not known without it."""
+    size = int(teacher["embedding_size"][0])
+    return size or find_backbone(teacher["base"][0]).output_size or None
+
+
+def show(run):
+    return "python3 {} {}".format(run.script, " ".join(map(shlex.quote, argv_of(run))))
+
+
+def tell(result):
+    return result.failure or "Recall@1 {:.4f} (validation {:.4f}), {:.0f} s of training".format(
+        result.best["recall"], result.validation, result.seconds)
+
+
+def list_commands(study):
+    waiting = study.waiting()
+    for run in waiting:
+        print(show(run))
+    if waiting == [study.teacher]:
+        print("# then the students, each rate with the first seed:")
+        for run in study.students_waiting():
+            print(show(run))
+    if waiting:
+        print("# then the other seeds at each best rate")
+
+
+def carry_out(study, jobs):
+    """Do all runs that are left, ``jobs`` at once.
+
+    Raises:
+        TrainingError: the teacher failed, or students failed in a way that may be mended.
+    """
+    study.refuse_failed_teacher()
+    processes = Jobs(jobs)
+    try:
+        while True:
+            for run in study.waiting():
+                if run.directory not in processes.running and processes.has_room():
+                    print("Start {}".format(run.directory), flush=True)
+                    processes.start(run)
+            if not processes.running:
+                return
+            run, result = processes.wait()
+            study.results[run.directory] = result
+            print("Over  {}: {}".format(run.directory, tell(result)), flush=True)
+            study.refuse_failed_teacher()
+            study.tidy()
+            study.write()
+    except BaseException as error:
+        processes.stop()
+        if isinstance(error, KeyboardInterrupt):
+            error.advice = "the runs that were going have kept their state; the same command goes on"
+        raise
+
+
+def compare(args):
+    variables = dict(word.split("=", 1) if "=" in word else (word, "") for word in args.set)
+    comparison = read_comparison(args.file, args.methods, variables)
+    refuse_unknown(args.only, comparison.methods, args.file)
+    study = Study(comparison, args, os.path.splitext(os.path.basename(args.file))[0])
+    if args.list:
+        return list_commands(study)
+    os.makedirs(args.save_dir, exist_ok=True)
+    try:
+        with locked(os.path.join(args.save_dir, ".lock"), wait=False):
+            study.tidy()
+            study.write()
+            if not args.table:
+                carry_out(study, args.jobs)
+                print("Written: {}".format(os.path.join(args.save_dir, "table.md")))
+    except BlockingIOError:
+        raise UsageError("--save_dir {}: another compare.py is at work in it".format(args.save_dir)) from None
+
+
+def main(argv=None):
+    return run_script("compare.py", lambda: compare(build_parser().parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

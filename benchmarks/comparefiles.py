@@ -1,0 +1,170 @@
+"""What is compared: comparison files and files of methods (INI), and the command of each run that follows from them."""
+import collections
+import configparser
+import os
+import re
+import shlex
+
+from engine.errors import UsageError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+METHODS = os.path.join(HERE, "comparisons", "methods.ini")
+SECTIONS = ("compare", "data", "training", "student", "teacher", "teacher as it comes")
+# compare.py gives these to each run by itself.
+OWN_OF_TEACHER = {"select", "no_train_recall", "threads", "save_dir", "resume", "overwrite", "mode", "teacher_load"}
+OWN = OWN_OF_TEACHER | {"embedding_size", "lr", "seed"}
+
+Run = collections.namedtuple("Run", "directory script options")
+Run.__doc__ = """directory: its --save_dir. script: run.py or run_distill.py. options: {name: [words]}, all others."""
+
+Comparison = collections.namedtuple(
+    "Comparison", "data training teacher trains_teacher student methods sizes rates seeds")
+Comparison.__doc__ = """What is compared.
+
+data, training, teacher, student: {option: [words]} of all runs, of all trainings, of the teacher, of all students.
+trains_teacher: whether the teacher is trained first, or taken as it comes.
+methods: {name: {option: [words]}}. sizes, rates, seeds: numbers, the rates from low to high.
+"""
+
+
+def read_comparison(path, methods_path, variables):
+    """Return the ``Comparison`` in the file ``path``.
+
+    Args:
+        methods_path: the file of methods; all of them are compared where ``path`` names none.
+        variables: {name: value} for each %(name)s in the options.
+
+    Raises:
+        UsageError: a file can't be read or used; names it and what is wrong.
+    """
+    sections, known = _read(path, variables), _read_methods(methods_path, variables)
+    unknown = sorted(set(sections) - set(SECTIONS))
+    teachers = [name for name in ("teacher", "teacher as it comes") if name in sections]
+    if unknown or len(teachers) != 1 or not {"compare", "data", "student"} <= set(sections):
+        raise UsageError("{}: {}the sections are [compare], [data], [training], [student], and [teacher] or [teacher "
+                         "as it comes]".format(path, "[{}] is none; ".format(unknown[0]) if unknown else ""))
+    compare = sections["compare"]
+    wrong = sorted(set(compare) - {"sizes", "rates", "seeds", "methods"})
+    if wrong:
+        raise UsageError("{}: [compare] has no {}; there are sizes, rates, seeds, methods".format(path, wrong[0]))
+    for name, owned in (("data", OWN), ("training", OWN), ("student", OWN), (teachers[0], OWN_OF_TEACHER)):
+        taken = sorted(owned & set(sections.get(name, ())))
+        if taken:
+            raise UsageError("{}: [{}] has {}, which compare.py gives by itself; leave it out".format(
+                path, name, taken[0]))
+    for name in ("base", "embedding_size"):
+        if not sections[teachers[0]].get(name):
+            raise UsageError("{}: [{}] needs {}".format(path, teachers[0], name))
+    if "val_classes" not in sections["data"]:
+        raise UsageError("{}: [data] needs val_classes, the number of training classes that choose rates and epochs"
+                         .format(path))
+    names = compare.get("methods") or list(known)
+    refuse_unknown(names, known, methods_path)
+    return Comparison(
+        sections["data"], sections.get("training", {}), sections[teachers[0]], teachers[0] == "teacher",
+        sections["student"], {name: known[name] for name in names}, _numbers(path, compare, "sizes", int),
+        sorted(_numbers(path, compare, "rates", float)), _numbers(path, compare, "seeds", int))
+
+
+def refuse_unknown(names, known, path):
+    """Refuse (UsageError) names of methods that are not among those known from a file."""
+    for name in names:
+        if name not in known:
+            raise UsageError("{} has no method {}; it has {}".format(path, name, ", ".join(known)))
+
+
+def _read(path, variables):
+    """Return {section: {key: [words]}}."""
+    parser = configparser.ConfigParser(interpolation=None, allow_no_value=True, inline_comment_prefixes=("#",))
+    parser.optionxform = str
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            parser.read_file(file)
+    except OSError as error:
+        raise UsageError("{} can't be read ({})".format(path, error.strerror)) from None
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise UsageError("{} is no INI file ({})".format(path, " ".join(str(error).split()))) from None
+    return {section: {key: _words(path, key, value, variables) for key, value in parser.items(section)}
+            for section in parser.sections()}
+
+
+def _words(path, key, value, variables):
+    try:
+        # Split first: a path in a variable may have spaces.
+        return [word % variables for word in shlex.split(value or "")]
+    except KeyError as error:
+        name = error.args[0]
+        raise UsageError("{}: {} needs --set {}=VALUE".format(path, key, name)) from None
+    except (ValueError, TypeError) as error:
+        raise UsageError("{}: {} = {} can't be read ({}); a % itself is %%".format(path, key, value, error)) from None
+
+
+def _read_methods(path, variables):
+    sections = _read(path, variables)
+    if list(sections) != ["methods"]:
+        raise UsageError("{}: a file of methods has one section, [methods], with lines NAME = OPTIONS".format(path))
+    methods = {}
+    for name, words in sections["methods"].items():
+        if not re.match(r"[\w.-]+$", name):
+            raise UsageError("{}: {!r} is no name of a method; take letters, digits, _ and -".format(path, name))
+        methods[name] = _options(path, name, words)
+    return methods
+
+
+def _options(path, name, words):
+    """Return {option: [words]} of the words of a command line."""
+    options = {}
+    for word in words:
+        if word.startswith("--"):
+            option, *value = word[2:].split("=", 1)
+            options[option] = value
+        elif options:
+            options[option].append(word)
+        else:
+            raise UsageError("{}: {} begins with {}, which is no option".format(path, name, word))
+    taken = sorted(OWN & set(options))
+    if taken or not options:
+        raise UsageError("{}: {} {}".format(path, name, "has --{}, which compare.py gives by itself".format(taken[0])
+                                            if taken else "has no options"))
+    return options
+
+
+def _numbers(path, compare, key, kind):
+    try:
+        numbers = list(dict.fromkeys(kind(word) for word in compare.get(key, [])))
+    except ValueError as error:
+        raise UsageError("{}: {}: {}".format(path, key, error)) from None
+    if not numbers or kind is float and not all(0 < number < 1e6 for number in numbers):
+        raise UsageError("{}: [compare] needs {}, one or more numbers{}".format(
+            path, key, " above 0" if kind is float else ""))
+    return numbers
+
+
+def teacher_run(comparison, directory):
+    """Return the ``Run`` that trains the teacher or, where it is taken as it comes, measures it."""
+    options = dict(comparison.data)
+    if comparison.trains_teacher:
+        options = {"mode": ["train"], **options, **comparison.training, "select": ["val"]}
+    else:
+        options = {"mode": ["eval"], **options}
+    return Run(os.path.join(directory, "teacher"), "run.py",
+               {**options, **comparison.teacher, "no_train_recall": [], "threads": ["1"]})
+
+
+def student_run(comparison, directory, size, method, rate, seed):
+    """Return the ``Run`` that trains a student."""
+    if comparison.trains_teacher:
+        teacher = {"teacher_load": [os.path.join(directory, "teacher", "best.pth")]}
+    else:
+        teacher = {"teacher_" + name: words for name, words in comparison.teacher.items()}
+    place = os.path.join(directory, "d{}".format(size), method, "lr{:g}".format(rate), "seed{}".format(seed))
+    return Run(place, "run_distill.py", {
+        **comparison.data, **comparison.training, **comparison.student, **teacher, **comparison.methods[method],
+        "embedding_size": [str(size)], "lr": ["{:g}".format(rate)], "seed": [str(seed)], "select": ["val"],
+        "no_train_recall": [], "threads": ["1"]})
+
+
+def argv_of(run):
+    """Return the options of a run as words of a command line; a run that trains goes on where it was stopped."""
+    words = [word for name, values in run.options.items() for word in ["--" + name] + values]
+    return words if run.options.get("mode") == ["eval"] else words + ["--save_dir", run.directory, "--resume"]

@@ -1,0 +1,193 @@
+"""Runs of a comparison as processes, and what each has left: its figures, or why it failed."""
+import collections
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+from comparefiles import HERE, argv_of
+from dataset.files import replaced_file
+from engine.errors import UsageError
+from engine.rundir.files import BEST, CHECKPOINT, LAST, LOG, RESULT, SPEED, read_json
+
+SCRIPTS = os.path.dirname(HERE)  # where run.py and run_distill.py are
+OUTPUT, COMMAND, FAILED = "output.txt", "command.json", "failed.txt"
+DIVERGED = "lower --lr"  # what the scripts advise where a loss or weights are not finite
+POLL_SECONDS = 0.2
+MEASURED = re.compile(r"^\[Epoch 0\] (Recall@1|MAP@R|R-precision|MRR): \[([0-9.]+)\] (\w+)", re.MULTILINE)
+MEASURES = {"recall": "Recall@1", "map@r": "MAP@R"}  # those in the tables, as in a log and as printed
+
+Result = collections.namedtuple("Result", "validation epoch best last before seconds megabytes failure")
+Result.__doc__ = """What a run has left.
+
+validation: recall of the validation classes in the epoch that they choose, ``epoch``; None for a run that failed.
+best, last, before: {measure: value} of the test classes in that epoch, in the last one, before training.
+seconds: of training. megabytes: of best.pth, None if it was deleted. failure: the reason in a line, or None.
+"""
+
+
+def failed(reason):
+    return Result(None, None, {}, {}, {}, None, None, reason)
+
+
+def choose_epoch(validation):
+    """Return the epoch with the highest recall on the validation classes, the first of equals.
+
+    This is the choice that ``--select val`` makes for best.pth. It sees figures of the validation classes only.
+
+    Args:
+        validation: {epoch: recall of the validation classes}.
+    """
+    return min(validation, key=lambda epoch: (-validation[epoch], epoch))
+
+
+def read_result(run):
+    """Return the ``Result`` of a run; None if it is not finished.
+
+    Raises:
+        UsageError: it was made with other options.
+    """
+    refuse_other_options(run)
+    reason = _read(os.path.join(run.directory, FAILED)).strip()
+    if reason:
+        return failed(reason)
+    if not os.path.exists(os.path.join(run.directory, RESULT)):
+        return None
+    log = [line for line in _lines(run, LOG) if "recall" in line]
+    measures = [name for name in MEASURES if name in log[-1]]
+
+    def figures(line):
+        return {name: line[name]["test"]["1"] if name == "recall" else line[name]["test"] for name in measures}
+
+    validation = {line["epoch"]: line["recall"]["val"]["1"] for line in log}
+    epoch = choose_epoch(validation)
+    lines = {line["epoch"]: line for line in log}
+    return Result(validation[epoch], epoch, figures(lines[epoch]), figures(log[-1]), figures(log[0]),
+                  sum(line["seconds"] for line in _lines(run, SPEED)), _megabytes(run), None)
+
+
+def _megabytes(run):
+    """Return the size of the run's weights, or of the file that a teacher as it comes is made of; None if unknown."""
+    for path in [os.path.join(run.directory, BEST)] + run.options.get("pretrained", []):
+        if os.path.isfile(path) and (run.options.get("mode") == ["eval"] or os.path.basename(path) == BEST):
+            return os.path.getsize(path) / 1e6
+    return None
+
+
+def _read(path):
+    """Return a text file; "" if there is none."""
+    with contextlib.suppress(OSError):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    return ""
+
+
+def _lines(run, name):
+    """Return the lines of a file of a run, read as JSON; none if there is no such file."""
+    path = os.path.join(run.directory, name)
+    try:
+        return [json.loads(line) for line in _read(path).splitlines()]
+    except ValueError:
+        raise UsageError("{} can't be read; remove {} to do this run again".format(path, run.directory)) from None
+
+
+def refuse_other_options(run):
+    """Refuse (UsageError) a directory in which a run with other options has begun. Of a path the last part counts:
+    files may have moved."""
+    there = read_json(os.path.join(run.directory, COMMAND))
+    if there is None:
+        return
+    here = _comparable(run.options)
+    differing = ["--{} {} there, {} here".format(name, *(
+        " ".join(options[name]) or "given" if name in options else "not given" for options in (there, here)))
+        for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name)]
+    if differing:
+        raise UsageError("{} holds a run with other options ({}); put the comparison back as it was, or give it a "
+                         "--save_dir of its own".format(run.directory, ", ".join(differing)))
+
+
+def _comparable(options):
+    return {name: [os.path.basename(os.path.normpath(word)) for word in words] for name, words in options.items()}
+
+
+def tidy(run, keeps_best):
+    """Delete what a finished run needs no more: the state, the last weights and, unless ``keeps_best``, the best."""
+    for name in (CHECKPOINT, LAST) if keeps_best else (CHECKPOINT, LAST, BEST):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(run.directory, name))
+
+
+def write_text(path, text):
+    with replaced_file(path) as file:
+        file.write(text.encode())
+
+
+class Jobs:
+    """Runs as processes, at most ``count`` at once, one thread each."""
+
+    def __init__(self, count):
+        self.count, self.running = count, {}  # {directory: (Run, process)}
+
+    def has_room(self):
+        return len(self.running) < self.count
+
+    def start(self, run):
+        os.makedirs(run.directory, exist_ok=True)
+        write_text(os.path.join(run.directory, COMMAND), json.dumps(_comparable(run.options), indent=1) + "\n")
+        command = [sys.executable, os.path.join(SCRIPTS, run.script)] + argv_of(run)
+        with open(os.path.join(run.directory, OUTPUT), "ab") as output:
+            # A session of its own: Ctrl-C reaches compare.py alone, which then ends its children one way.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env=dict(os.environ, OMP_NUM_THREADS="1"))
+        self.running[run.directory] = run, process
+
+    def wait(self):
+        """Wait until a run is over; return (run, ``Result``)."""
+        while True:
+            for run, process in self.running.values():
+                if process.poll() is not None:
+                    del self.running[run.directory]
+                    return run, self._finished(run, process.returncode)
+            time.sleep(POLL_SECONDS)
+
+    def _finished(self, run, code):
+        text = _read(os.path.join(run.directory, OUTPUT))
+        if code == 0:
+            if run.options.get("mode") == ["eval"]:
+                _keep_measured(run, text)
+            return read_result(run) or failed("it left no {}".format(RESULT))
+        last = (text.strip().splitlines() or ["no output"])[-1].strip()
+        if DIVERGED in last:  # it would do so again; all else is tried again at the next start
+            write_text(os.path.join(run.directory, FAILED), last + "\n")
+        return failed(last if code > 0 else "ended by signal {}".format(-code))
+
+    def stop(self):
+        """End all runs; each writes its state first. Called again while that takes place, they are killed."""
+        processes = [process for _, process in self.running.values()]
+        try:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+                process.wait()
+            raise
+
+
+def _keep_measured(run, text):
+    """Write what ``run.py --mode eval`` has printed as a training writes it: as the log of a run without epochs."""
+    line = {"epoch": 0, "recall": {}}
+    for printed, percent, split in MEASURED.findall(text):
+        for name, shown in MEASURES.items():
+            if shown == printed:
+                value = float(percent) / 100
+                line.setdefault(name, {})[split] = {"1": value} if name == "recall" else value
+    write_text(os.path.join(run.directory, LOG), json.dumps(line) + "\n")
+    write_text(os.path.join(run.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
+        100 * line["recall"]["test"]["1"]))
