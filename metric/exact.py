@@ -38,6 +38,20 @@ class ExactGallery:
             if not torch.equal(self.points[self.point_of], self.rows):  # two rows with one hash
                 self.points, self.point_of = self.rows, torch.arange(len(rows))
         self.population = self.point_of.bincount().double()
+        # The pairs (label, point) that there are, each as one number, and how many embeddings each has.
+        self._kinds, kind = self.labels.unique_consecutive(return_inverse=True)
+        self._pairs, self._counts = self._pair(kind, self.point_of).unique(return_counts=True)
+
+    def _pair(self, kind, point):
+        return kind * len(self.points) + point
+
+    def members(self, points, labels):
+        """How many embeddings of the labels (Q) lie at the points (Q x C, indices): Q x C, in float64."""
+        kind = torch.searchsorted(self._kinds, labels).clamp_(max=len(self._kinds) - 1)
+        kind[self._kinds[kind] != labels] = -1  # no such label
+        pairs = self._pair(kind.unsqueeze(1), points)
+        place = torch.searchsorted(self._pairs, pairs).clamp_(max=len(self._pairs) - 1)
+        return self._counts[place].double().masked_fill_(self._pairs[place] != pairs, 0)
 
     def distances(self, rows, origin):
         """Squared distances of Q queries to all P points, by matrix products in the precision of `origin`.
@@ -96,15 +110,21 @@ def exact_counts(gallery, rows, labels, own, origin, highest, crowded):
             counts[batch] = _counts_from(gallery, rows[batch], labels[batch], own[batch], origin)
 
     settle((~crowded).nonzero().flatten(), origin)
-    waiting = crowded.nonzero().flatten()
+    for which, centre in neighbourhoods(rows, crowded.nonzero().flatten(), highest):
+        settle(which, centre)
+    return counts
+
+
+def neighbourhoods(rows, waiting, reach):
+    """Yield the queries `waiting` (indices) in groups, each with an origin: a query, in float64, that is hardly farther
+    from each of the group than the squared distance `reach`, of which there is one for each query."""
     while len(waiting):
         centre = waiting[0]
         offset = exact(rows, waiting, rows, centre.expand(len(waiting)))
-        near = offset <= 4 * highest[waiting]
+        near = offset <= 4 * reach[waiting]
         near[0] = True  # so that this ends even where a device's products are coarser than we think
-        settle(waiting[near], rows[centre].double())
+        yield waiting[near], rows[centre].double()
         waiting = waiting[~near]
-    return counts
 
 
 def _counts_from(gallery, rows, labels, own, origin):
