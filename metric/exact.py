@@ -35,23 +35,23 @@ class ExactGallery:
             row_at = torch.empty(int(self.point_of.max()) + 1, dtype=torch.int64)
             row_at[self.point_of] = torch.arange(len(rows))
             self.points = self.rows[row_at]
-            if not torch.equal(self.points[self.point_of], self.rows):  # two rows with one hash
+            # None are equal, or two that differ have one hash.
+            if len(self.points) == len(rows) or not torch.equal(self.points[self.point_of], self.rows):
                 self.points, self.point_of = self.rows, torch.arange(len(rows))
         self.population = self.point_of.bincount().double()
-        # The pairs (label, point) that there are, each as one number, and how many embeddings each has.
-        self._kinds, kind = self.labels.unique_consecutive(return_inverse=True)
-        self._pairs, self._counts = self._pair(kind, self.point_of).unique(return_counts=True)
-
-    def _pair(self, kind, point):
-        return kind * len(self.points) + point
 
     def members(self, points, labels):
         """How many embeddings of the labels (Q) lie at the points (Q x C, indices): Q x C, in float64."""
-        kind = torch.searchsorted(self._kinds, labels).clamp_(max=len(self._kinds) - 1)
-        kind[self._kinds[kind] != labels] = -1  # no such label
-        pairs = self._pair(kind.unsqueeze(1), points)
-        place = torch.searchsorted(self._pairs, pairs).clamp_(max=len(self._pairs) - 1)
-        return self._counts[place].double().masked_fill_(self._pairs[place] != pairs, 0)
+        if self.points is self.rows:
+            return (self.labels[points] == labels.unsqueeze(1)).double()
+        # Each pair of a label and a point is one number; those that there are, and how many embeddings each has.
+        kinds, kind = self.labels.unique_consecutive(return_inverse=True)
+        pairs, counts = (kind * len(self.points) + self.point_of).unique(return_counts=True)
+        kind = torch.searchsorted(kinds, labels).clamp_(max=len(kinds) - 1)
+        kind[kinds[kind] != labels] = -1  # no such label
+        wanted = kind.unsqueeze(1) * len(self.points) + points
+        place = torch.searchsorted(pairs, wanted).clamp_(max=len(pairs) - 1)
+        return counts[place].double().masked_fill_(pairs[place] != wanted, 0)
 
     def distances(self, rows, origin):
         """Squared distances of Q queries to all P points, by matrix products in the precision of `origin`.

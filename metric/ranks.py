@@ -1,7 +1,8 @@
 """Which ranks the positives have among the R nearest of each query, R being how many positives it has.
 
-MAP@R and R-precision follow from them: the j-th nearest positive has the rank c + j, c being how many negatives are at
-least as close, and it is among the R nearest if that is at most R. Exact, as `metric.retrieval.recall` is, in two steps:
+MAP@R and R-precision follow from them: the j-th nearest positive has the rank c + j, c being how many negatives are
+at least as close, and it is among the R nearest if that is at most R. As exact as `metric.retrieval.recall`, in two
+steps:
 
 1. `_nearest` takes, from matrix products, all that may be among the R nearest of some queries: what their rounding can
    have put there or have left out, too.
@@ -48,8 +49,12 @@ def among_the_r_nearest(queries, gallery, paired):
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         which = torch.arange(rows.start, rows.stop)
+        k = searches.most_positives(which)
+        if k > CROWD * len(gallery):  # so many distances lie too close together for the products
+            waiting.append(which)
+            continue
         near = _nearest(queries.upper_bounds(rows, gallery, slice(None)), queries.margin[rows].unsqueeze(1),
-                        gallery.margin, searches.most_positives(which))
+                        gallery.margin, k)
         waiting.append(searches.settle(which, near, CROWD))
     waiting = torch.cat(waiting)
     if len(waiting):
@@ -71,8 +76,7 @@ def _nearest(upper, row_margin, column_margin, k):
     Returns:
         lower bounds, smallest first, their columns, and by how much these distances may be off: each Q x C, on the CPU.
     """
-    k = min(k, upper.shape[1])
-    farthest = upper.topk(k, largest=False, sorted=False)[0].max(1, keepdim=True)[0]
+    farthest = upper.topk(min(k, upper.shape[1]), largest=False, sorted=False)[0].max(1, keepdim=True)[0]
     lower = upper.sub_(column_margin, alpha=2).sub_(row_margin, alpha=2)
     count = int((lower <= farthest).sum(1).max())
     lower, column = lower.topk(count, largest=False)
@@ -105,7 +109,7 @@ class _Searches:
             1 / torch.arange(1, len(gallery) + 1, dtype=torch.float64)).cumsum(0)])
 
     def most_positives(self, which):
-        """How many of the nearest are needed of the queries `which`: as many as have positives, and the query itself."""
+        """How many of the nearest are needed of the queries `which`: as many as are positives, and a query itself."""
         return int(self.r[which].max()) + 1
 
     def settle_from(self, which, origin, crowd):
@@ -139,7 +143,7 @@ class _Searches:
         is_positive, is_negative = positives > 0, negatives > 0
         open_ = (_overlapping(lower, upper, is_positive, is_negative) |
                  _overlapping(lower, upper, is_negative, is_positive))
-        waits = open_.sum(1) > crowd * len(self.gallery.points)
+        waits = open_.sum(1).double() > crowd * len(self.gallery.points)
         self.reach[which] = upper.masked_fill_(~open_, math.inf).min(1)[0]
         query, column = (open_ & ~waits.unsqueeze(1)).nonzero().unbind(1)
         distance = lower.add_(margin)
