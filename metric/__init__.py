@@ -17,10 +17,12 @@ Where each formula is, with its shapes and corner cases:
     which images share a batch       NPairs, Uniform in metric.batchsampler
     Recall@K, also in a gallery      recall_by_definition in metric.retrieval; recall there is the fast way, and
                                        metric.exact the last step of it
+    MAP@R, R-precision, MRR          measures_by_definition in metric.measures; measures there is the fast way, and
+                                       metric.ranks the ranks that the first two are made of
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.angles     how RKD-A is computed without N^3 cosines in memory
     metric.contracts  the checks of shapes and types that all share, the teacher as a constant, and the rule that losses
                         run in float32
-    metric.utils      pdist and recall, the reference's import path
+    metric.utils      pdist and recall, the reference's import path; measures, the names of them all
 """

@@ -5,6 +5,8 @@ To understand them, read `measures_by_definition`; `measures` gives the same num
 `metric.ranks` (which ranks the positives have among the R nearest).
 """
 
+import collections
+import functools
 import math
 
 import torch
@@ -16,21 +18,63 @@ from metric.retrieval import (check_searched, checked_ks, hits_at, prepared, ran
 
 __all__ = ["MEASURES", "measures", "measures_by_definition", "queries_without_match"]
 
-MEASURES = ("recall", "map@r", "r-precision", "mrr")
+
+def map_at_r(ranking):
+    r = sum(ranking)
+    return sum(sum(ranking[:rank]) / rank for rank in range(1, r + 1) if ranking[rank - 1]) / r
+
+
+def r_precision(ranking):
+    r = sum(ranking)
+    return sum(ranking[:r]) / r
+
+
+def reciprocal_rank(ranking):
+    return 1 / (1 + ranking.index(True))
+
+
+class _Search:
+    """What the measures of N queries are made of; each part is computed when it is first asked for."""
+
+    def __init__(self, queries, gallery, paired):
+        self._searched = queries, gallery, paired
+        self.r = count_positives(queries.labels, gallery.labels, paired).cpu().double()
+
+    @functools.cached_property
+    def closer(self):
+        """How many negatives are at least as close as the nearest positive."""
+        return settled_counts(*self._searched)
+
+    def closer_as_far_as(self, ks):
+        return self.closer if "closer" in vars(self) else settled_counts(*self._searched, ks)
+
+    @functools.cached_property
+    def among_r(self):
+        """How many of the R nearest are positives, and the sum of the precisions at these."""
+        return among_the_r_nearest(*self._searched)
+
+
+Mean = collections.namedtuple("Mean", "of_ranking of_search")
+Mean.__doc__ = """A measure that is the mean of a value of each query that has a positive.
+
+of_ranking: by its definition, from which of those that a query searches are positives, nearest first, a list of bool.
+of_search: that of all queries at once, N numbers, from a `_Search`.
+"""
+
+MEANS = {
+    "map@r": Mean(map_at_r, lambda search: search.among_r[1] / search.r),
+    "r-precision": Mean(r_precision, lambda search: search.among_r[0] / search.r),
+    "mrr": Mean(reciprocal_rank, lambda search: 1 / (1 + search.closer.cpu().double())),
+}
+MEASURES = ("recall",) + tuple(MEANS)
 
 
 def measures_by_definition(embeddings, labels, names=MEASURES, K=(1,), gallery=None, gallery_labels=None, paired=False):
     """The measures by their definitions, for at most a few hundred embeddings. Arguments, result: see `measures`."""
-    of_queries = {name: [] for name in MEASURES[1:]}
-    for ranking in rankings_by_definition(embeddings, labels, gallery, gallery_labels, paired):
-        r = sum(ranking)
-        if not r:
-            continue
-        precisions = [sum(ranking[:rank]) / rank for rank in range(1, r + 1)]
-        of_queries["map@r"].append(sum(p for p, same_label in zip(precisions, ranking) if same_label) / r)
-        of_queries["r-precision"].append(precisions[-1])
-        of_queries["mrr"].append(1 / (1 + ranking.index(True)))
-    found = {name: sum(values) / len(values) if values else math.nan for name, values in of_queries.items()}
+    rankings = [ranking for ranking in rankings_by_definition(embeddings, labels, gallery, gallery_labels, paired)
+                if any(ranking)]
+    found = {name: sum(map(mean.of_ranking, rankings)) / len(rankings) if rankings else math.nan
+             for name, mean in MEANS.items()}
     if "recall" in names:
         found["recall"] = dict(zip(K, recall_by_definition(embeddings, labels, K, gallery, gallery_labels, paired)))
     return {name: found[name] for name in names}
@@ -77,23 +121,11 @@ def measures(embeddings, labels, names=("recall",), K=(1,), gallery=None, galler
             raise ValueError("unknown measure {!r}; there are {}".format(name, ", ".join(MEASURES)))
     check_searched(embeddings, labels, gallery, gallery_labels, paired)
     ks = checked_ks(K, embeddings, gallery, paired) if "recall" in names else []
-    queries, searched, paired = prepared(embeddings, labels, gallery, gallery_labels, paired)
-    found = {}
-    if "recall" in names or "mrr" in names:
-        counts = settled_counts(queries, searched, paired, None if "mrr" in names else ks)
-        found["recall"] = dict(zip(ks, hits_at(ks, counts)))
-    if set(names) - {"recall"}:
-        r = count_positives(queries.labels, searched.labels, paired).cpu().double()
-    if "map@r" in names or "r-precision" in names:
-        hits, precisions = among_the_r_nearest(queries, searched, paired)
-        found["map@r"], found["r-precision"] = _mean(precisions / r, r > 0), _mean(hits / r, r > 0)
-    if "mrr" in names:
-        found["mrr"] = _mean(1 / (1 + counts.cpu().double()), r > 0)
+    search = _Search(*prepared(embeddings, labels, gallery, gallery_labels, paired))
+    found = {name: MEANS[name].of_search(search)[search.r > 0].mean().item() for name in names if name in MEANS}
+    if "recall" in names:
+        found["recall"] = dict(zip(ks, hits_at(ks, search.closer_as_far_as(ks))))
     return {name: found[name] for name in names}
-
-
-def _mean(of_queries, which):
-    return of_queries[which].mean().item()
 
 
 def queries_without_match(labels, gallery_labels=None):

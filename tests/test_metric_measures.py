@@ -158,6 +158,24 @@ def test_measures_of_a_network_that_has_collapsed_take_few_differences(kind, mon
     assert sum(pairs) < 40000  # of 1000 x 999
 
 
+def test_large_classes_are_settled_by_products_in_float64(monkeypatch):
+    pairs, left, neighbourhoods = [], [], ranks.neighbourhoods
+    monkeypatch.setattr(ranks, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or exact.exact(
+        rows, queries, *args))
+    monkeypatch.setattr(ranks, "neighbourhoods", lambda rows, waiting, reach: left.append(len(waiting)) or
+                        neighbourhoods(rows, waiting, reach))
+    measures(random_matrix(500, 8, dtype=torch.float32), torch.arange(500) % 2, ["map@r"])
+    assert left == [0] and sum(pairs) < 50  # of 500 x 499
+
+
+def test_members_of_the_points_of_a_gallery():
+    rows, labels = torch.tensor([[0.0], [1.0], [1.0], [0.0], [1.0]]), torch.tensor([2, 2, 2, 5, 5])
+    for merge, expected in ((True, [[1, 2, 2, 1, 2], [1, 1, 1, 1, 1], [0] * 5, [0] * 5]),
+                            (False, [[1, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0] * 5, [0] * 5])):
+        gallery = exact.ExactGallery(rows, labels, merge)
+        assert gallery.members(gallery.point_of.expand(4, 5), torch.tensor([2, 5, 3, 9])).tolist() == expected
+
+
 def test_measures_never_hold_more_than_a_block(monkeypatch):
     sizes, kept = [], []
     addmm, settle = torch.addmm, ranks._Searches._settle
@@ -201,8 +219,11 @@ def test_known_answers(dtype, device):
 
 def test_measures_of_pytorch_metric_learning():
     package = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
-    calculator = package.AccuracyCalculator(include=("mean_average_precision_at_r", "r_precision",
-                                                     "mean_reciprocal_rank"), device=torch.device("cpu"), k=199)
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.utils.inference import CustomKNN
+    calculator = package.AccuracyCalculator(
+        include=("mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank"), k=199,
+        device=torch.device("cpu"), knn_func=CustomKNN(LpDistance(normalize_embeddings=False)))
     e, labels = random_matrix(200, 8, seed=3, dtype=torch.float32), torch.arange(200) ** 2 % 31
     theirs = calculator.get_accuracy(e, labels)
     found = measures(e, labels, MEASURES)
