@@ -36,8 +36,8 @@ def add_loss_options(parser):
                                arguments.positive_float, default=setting.default, help="{}: {}".format(
                                    name, setting.help))
     group.add_argument("--proxy_lr", type=arguments.positive_float, default=100, metavar="FACTOR",
-                       help="what the loss learns for each class, as its proxies, has FACTOR times the rate --lr; for {} "
-                            "and those of {}NAME that take num_classes".format(_needing("classes"), PREFIX))
+                       help="what the loss learns for each class, as its proxies, has FACTOR times the rate --lr; for "
+                            "{} and those of {}NAME that take num_classes".format(_needing("classes"), PREFIX))
     return group
 
 

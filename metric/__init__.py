@@ -9,7 +9,8 @@ Where each formula is, with its shapes and corner cases:
       similarity KL, embedding         embedding_regression_loss, contextual_similarity_loss and
       regression, contextual           the linear map Projection in metric.transfer
       similarity (CSD)
-    multi-similarity, Proxy Anchor   multi_similarity_loss in metric.multisimilarity, proxy_anchor_loss in metric.proxies
+    multi-similarity, Proxy Anchor   multi_similarity_loss in metric.multisimilarity,
+                                       proxy_anchor_loss in metric.proxies
     triplet and contrastive loss     triplet_loss, contrastive_loss in metric.triplet
     distances, unit vectors          pdist, cdist, unit, cosines in metric.distances
     negatives for a triplet loss     metric.pairsampler (AllPairs, HardNegative, SemiHardNegative, ...)

@@ -62,8 +62,8 @@ def proxy_anchor_loss(embeddings, labels, proxies, alpha=32, margin=0.1):
 class ProxyAnchor(nn.Module):
     """`proxy_anchor_loss`: (embeddings N x embedding_size, labels N from 0 to classes - 1) -> scalar.
 
-    `proxies`, classes x embedding_size, starts from the normal distribution of He et al. (fan out). It has to be trained
-    with the network: give `parameters()` to the optimiser, in the paper at 100 times the network's learning rate.
+    `proxies`, classes x embedding_size, starts from the normal distribution of He et al. (fan out). It has to be
+    trained with the network: give `parameters()` to the optimiser, in the paper at 100 times the network's rate.
     """
 
     def __init__(self, classes, embedding_size, alpha=32, margin=0.1):
