@@ -13,6 +13,7 @@ import pytest
 
 import run
 import run_distill
+from engine import arguments
 from processes import ROOT
 from results import answer, failure
 from tiny import TinyResNet
@@ -362,6 +363,8 @@ def test_the_comparisons_that_we_ship_are_commands_of_the_scripts(name):
     args = run.build_parser().parse_args(comparefiles.argv_of(comparefiles.teacher_run(comparison, "out")))
     assert args.data in ("data", "a folder")
     for method in comparison.methods:
-        args = run_distill.build_parser().parse_args(comparefiles.argv_of(
+        command = arguments.parse(run_distill.build_parser(), comparefiles.argv_of(
             comparefiles.student_run(comparison, "out", 16, method, 3e-4, 1)))
+        run_distill.check(command.args, command.given)  # nothing is idle beside anything else
+        args = command.args
         assert (args.embedding_size, args.lr, args.seed, args.select) == (16, 3e-4, 1, "val") and args.val_classes > 1
