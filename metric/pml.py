@@ -11,7 +11,7 @@ from metric.contracts import full_precision
 
 __all__ = ["PREFIX", "LossError", "PackageLoss", "find_package_loss", "sizes_asked_for"]
 
-PREFIX = "pml/"
+PREFIX, PACKAGE = "pml/", "pytorch_metric_learning"
 # What a loss may ask for, by our name and by the package's.
 SIZES = {"classes": "num_classes", "embedding_size": "embedding_size"}
 
@@ -26,9 +26,9 @@ def _in_words(error):
 
 def _import_losses():
     try:
-        return importlib.import_module("pytorch_metric_learning.losses")
+        return importlib.import_module(PACKAGE + ".losses")
     except Exception as error:  # a package that doesn't fit the installed torch raises other types, too
-        if isinstance(error, ModuleNotFoundError) and error.name == "pytorch_metric_learning":
+        if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] == PACKAGE:
             raise LossError("{}NAME needs the package pytorch-metric-learning: pip install pytorch-metric-learning"
                             .format(PREFIX)) from None
         raise LossError("{}NAME needs the package pytorch-metric-learning, which can't be imported here ({})".format(
