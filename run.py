@@ -14,13 +14,13 @@ The same without data, network or accelerator, on birds that are drawn on first 
 """
 import sys
 
-from engine import arguments, options, ranks
+from engine import arguments, asymmetric, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
 from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
-from engine.networks import for_evaluation, for_steps, open_network
+from engine.networks import for_evaluation, for_steps, frozen, open_network
 from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
@@ -40,6 +40,7 @@ def build_parser():
                             "it; with --mode eval the data options (dataset, data, image_size ...), too")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
+    asymmetric.add_gallery_options(parser)
     add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -50,21 +51,32 @@ def build_parser():
 def measure(command):
     def check(args, given):
         arguments.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
+        asymmetric.check_gallery(args, given)
 
+    has_gallery = command.args.gallery_load is not None
+    networks = NETWORKS + [asymmetric.GALLERY] * has_gallery
     # Settle: run.args does not change after this.
-    with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
+    with settled(command, check, networks, data_options_from="", trains=False) as run:
+        projection = asymmetric.open_projection(run)
         # Data.
         data = open_data(run)
-        # Network.
-        network = open_network(run)
+        # Networks.
+        network = for_evaluation(run, open_network(run))
+        gallery_network = frozen(run, open_network(run, "gallery_", "Gallery")) if has_gallery else None
         # Measure.
-        evaluate_splits(for_evaluation(run, network), data.evaluation, run.args.recall, run.device, epoch=0,
-                        precision=run.precision)
+        if has_gallery:
+            asymmetric.evaluate_across(run, network, gallery_network, projection, data.evaluation)
+        else:
+            evaluate_splits(network, data.evaluation, run.args, run.device, epoch=0, precision=run.precision)
 
 
 def train(command):
+    def check(args, given):
+        arguments.refuse_idle(given, asymmetric.OPTIONS, "with --mode train")
+        return check_loss(args, given)
+
     # Settle: run.args does not change after this.
-    with settled(command, check_loss, NETWORKS) as run:
+    with settled(command, check, NETWORKS) as run:
         # Data.
         data = open_data(run)
         # Network.

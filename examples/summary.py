@@ -26,14 +26,24 @@ def summarize(directory):
         log = [json.loads(line) for line in file]
     options = config["options"]
     recalls = [line["recall"]["test"][str(options["recall"][0])] for line in log if "recall" in line]
+    best, select = _best(log, recalls, str(options["recall"][0]))
     network = "{} d={}{}".format(options["base"], options["embedding_size"],
                                  "" if options["l2normalize"] else " not normalised")
     size = os.path.getsize(os.path.join(directory, "best.pth")) / 1e6
     with open(os.path.join(directory, "speed.jsonl"), encoding="utf-8") as file:
         seconds = sum(json.loads(line)["seconds"] for line in file)
     return (os.path.basename(os.path.normpath(directory)), network, describe_loss(config), str(len(log) - 1),
-            "{:.4f}".format(recalls[0]), "{:.4f}".format(max(recalls)), "{:.4f}".format(recalls[-1]),
+            "{:.4f}".format(recalls[0]), "{:.4f}".format(best) + ("" if select == "test" else " by " + select),
+            "{:.4f}".format(recalls[-1]),
             "{:.1f}".format(size), "{:.0f}".format(seconds))
+
+
+def _best(log, recalls, k):
+    """Return (the test recall of best.pth, what selected its epoch: test, val or last)."""
+    last = [line for line in log if "recall" in line][-1]
+    if "best_epoch" not in last:  # a run of an earlier version
+        return max(recalls), "test"
+    return log[last["best_epoch"]]["recall"]["test"][k], last["select"]
 
 
 def main(directories):

@@ -31,24 +31,30 @@ BLOCK_SIDE = {"cpu": 2048}
 BLOCK_SIDE_DEFAULT = 8192
 
 
-def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_labels=None, paired=False):
-    """Recall@K by its definition, for at most a few hundred embeddings. Arguments and result are those of `recall`."""
+def rankings_by_definition(embeddings, labels, gallery=None, gallery_labels=None, paired=False):
+    """Yield for each query which of those that it searches have its label, nearest first. Arguments: see `recall`."""
     if gallery is None:
         rows = others = _scaled(embeddings.double())[0].tolist()
         gallery_labels = labels
     else:
         rows, others = (matrix.tolist() for matrix in _scaled(embeddings.double(), gallery.double()))
     labels, gallery_labels = labels.tolist(), gallery_labels.tolist()
-    hits = [0] * len(K)
     for query in range(len(rows)):
         searched = [index for index in range(len(others)) if index != query or not (paired or others is rows)]
         # Nearest first; of equally near ones, those of another label first. Squared distances, since equal ones stay
         # equal (math.dist of Python 3.8 and 3.9 rounds them apart).
         ranking = sorted((math.fsum(gap * gap for gap in map(operator.sub, rows[query], others[index])),
                           gallery_labels[index] == labels[query]) for index in searched)
+        yield [same_label for _, same_label in ranking]
+
+
+def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_labels=None, paired=False):
+    """Recall@K by its definition, for at most a few hundred embeddings. Arguments and result are those of `recall`."""
+    hits = [0] * len(K)
+    for ranking in rankings_by_definition(embeddings, labels, gallery, gallery_labels, paired):
         for i, k in enumerate(K):
-            hits[i] += any(same_label for _, same_label in ranking[:k])
-    return [count / len(rows) for count in hits]
+            hits[i] += any(ranking[:k])
+    return [count / len(embeddings) for count in hits]
 
 
 def _checked_ks(K, size, what):
@@ -221,7 +227,8 @@ def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_la
     Args:
         embeddings: N x d, floating point; half and bfloat16 are taken as float32.
         labels: N integers on the same device.
-        K: list of integers, each in 1 .. N - 1, or 1 .. M with a gallery that is not paired. A long list costs no more than a short one.
+        K: list of integers, each in 1 .. N - 1, or 1 .. M with a gallery that is not paired. A long list costs no more
+            than a short one.
         block_size: side of a block of distances. Default: what suits the device. Memory: two copies of the embeddings
             (a third one in step 3, of a network that has collapsed), about 8 bytes for each entry of a block, and about
             200 MB in step 3; never an N x N matrix.

@@ -85,6 +85,19 @@ def test_summary_shows_before_best_and_final(tmp_path, capsys):
     assert rows[2][2] == "l2_triplet, all negatives"
 
 
+def test_summary_says_what_selected_the_best_epoch(tmp_path, capsys):
+    directory = _run_directory(tmp_path / "run", "run.py", {"loss": "l2_triplet", "sample": "all"}, [0.2, 0.5, 0.3])
+    path = tmp_path / "run" / "log.jsonl"
+    for select, best, cell in (("test", 2, "0.5000"), ("val", 3, "0.3000 by val"), ("last", 3, "0.3000 by last")):
+        log = [json.loads(line) for line in path.read_text().splitlines()]
+        for epoch, line in enumerate(log):
+            line["epoch"] = epoch
+            line.update({"select": select, "best_epoch": best} if "recall" in line else {})
+        path.write_text("".join(json.dumps(line) + "\n" for line in log))
+        assert summary.main([directory]) == 0
+        assert capsys.readouterr().out.splitlines()[2].split("|")[5].strip() == cell
+
+
 @pytest.mark.parametrize("arguments", [[], ["nowhere"]])
 def test_summary_of_nothing(arguments, capsys):
     assert summary.main(arguments) == 2
