@@ -116,8 +116,7 @@ def built(*words, classes=3, size=4):
      "--ms_alpha and --proxy_margin do nothing with --loss l2_triplet; leave them out"),
     (["--loss", "proxy_anchor", "--proxy_alpha", "0"], "'0' is not a number above 0"),
     (["--loss", "multi_similarity", "--ms_epsilon", "-1"], "'-1' is not a number of at least 0"),
-    (["--loss", "triplet"], "'triplet' is none of l1_triplet, l2_triplet, contrastive, multi_similarity, "
-                            "proxy_anchor and pml/NAME"),
+    (["--loss", "triplet"], "'triplet' is none of {} and pml/NAME".format(", ".join(LOSSES))),
     (["--loss", "multi_similarity", "--num_image_per_class", "1"], "leaves no two pictures of one class"),
     (["--mode", "eval", "--loss", "proxy_anchor", "--ms_beta", "1", "--proxy_lr", "1", "--sample", "all"],
      "--loss, --ms_beta, --proxy_lr and --sample do nothing with --mode eval; leave them out"),
@@ -144,7 +143,7 @@ def test_help_names_every_loss(capsys):
         assert "{}: {}".format(name, loss.help) in text
         for option in loss.settings:
             assert "--{} {} {}: ".format(option, option.upper(), name) in text
-    assert "(default: l2_triplet)" in text and "for l1_triplet, l2_triplet, contrastive (default: all)" in text
+    assert "(default: l2_triplet)" in text and "l1_triplet, l2_triplet, contrastive (default: all)" in text
 
 
 # Labels.
