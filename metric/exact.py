@@ -35,9 +35,23 @@ class ExactGallery:
             row_at = torch.empty(int(self.point_of.max()) + 1, dtype=torch.int64)
             row_at[self.point_of] = torch.arange(len(rows))
             self.points = self.rows[row_at]
-            if not torch.equal(self.points[self.point_of], self.rows):  # two rows with one hash
+            # None are equal, or two that differ have one hash.
+            if len(self.points) == len(rows) or not torch.equal(self.points[self.point_of], self.rows):
                 self.points, self.point_of = self.rows, torch.arange(len(rows))
         self.population = self.point_of.bincount().double()
+
+    def members(self, points, labels):
+        """How many embeddings of the labels (Q) lie at the points (Q x C, indices): Q x C, in float64."""
+        if self.points is self.rows:
+            return (self.labels[points] == labels.unsqueeze(1)).double()
+        # Each pair of a label and a point is one number; those that there are, and how many embeddings each has.
+        kinds, kind = self.labels.unique_consecutive(return_inverse=True)
+        pairs, counts = (kind * len(self.points) + self.point_of).unique(return_counts=True)
+        kind = torch.searchsorted(kinds, labels).clamp_(max=len(kinds) - 1)
+        kind[kinds[kind] != labels] = -1  # no such label
+        wanted = kind.unsqueeze(1) * len(self.points) + points
+        place = torch.searchsorted(pairs, wanted).clamp_(max=len(pairs) - 1)
+        return counts[place].double().masked_fill_(pairs[place] != wanted, 0)
 
     def distances(self, rows, origin):
         """Squared distances of Q queries to all P points, by matrix products in the precision of `origin`.
@@ -96,15 +110,21 @@ def exact_counts(gallery, rows, labels, own, origin, highest, crowded):
             counts[batch] = _counts_from(gallery, rows[batch], labels[batch], own[batch], origin)
 
     settle((~crowded).nonzero().flatten(), origin)
-    waiting = crowded.nonzero().flatten()
+    for which, centre in neighbourhoods(rows, crowded.nonzero().flatten(), highest):
+        settle(which, centre)
+    return counts
+
+
+def neighbourhoods(rows, waiting, reach):
+    """Yield the queries `waiting` (indices) in groups, each with an origin: a query, in float64, that is hardly farther
+    from each of the group than the squared distance `reach`, of which there is one for each query."""
     while len(waiting):
         centre = waiting[0]
         offset = exact(rows, waiting, rows, centre.expand(len(waiting)))
-        near = offset <= 4 * highest[waiting]
+        near = offset <= 4 * reach[waiting]
         near[0] = True  # so that this ends even where a device's products are coarser than we think
-        settle(waiting[near], rows[centre].double())
+        yield waiting[near], rows[centre].double()
         waiting = waiting[~near]
-    return counts
 
 
 def _counts_from(gallery, rows, labels, own, origin):

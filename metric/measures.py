@@ -1,8 +1,18 @@
-"""The measures of a ranking beside Recall@K: MAP@R, R-precision, MRR."""
+"""Measures of a retrieval: Recall@K, MAP@R, R-precision and MRR, together.
+
+To understand them, read `measures_by_definition`; `measures` gives the same numbers faster: recall and MRR from
+`metric.retrieval` (how many negatives are at least as close as the nearest positive), MAP@R and R-precision from
+`metric.ranks` (which ranks the positives have among the R nearest).
+"""
 
 import math
 
-from metric.retrieval import rankings_by_definition, recall_by_definition
+import torch
+
+from metric.contracts import full_precision
+from metric.ranks import among_the_r_nearest, count_positives
+from metric.retrieval import (check_searched, checked_ks, hits_at, prepared, rankings_by_definition,
+                              recall_by_definition, settled_counts)
 
 __all__ = ["MEASURES", "measures", "measures_by_definition", "queries_without_match"]
 
@@ -26,20 +36,73 @@ def measures_by_definition(embeddings, labels, names=MEASURES, K=(1,), gallery=N
     return {name: found[name] for name in names}
 
 
+@torch.no_grad()
+@full_precision
 def measures(embeddings, labels, names=("recall",), K=(1,), gallery=None, gallery_labels=None, paired=False):
-    """{name: value} of the measures in `names`; see `MEASURES`. (The fast way is still to come.)"""
-    return measures_by_definition(embeddings, labels, names, K, gallery, gallery_labels, paired)
+    """The measures in `names`, any of `MEASURES`, as {name: value}.
+
+        recall         {K: share of the queries with a positive among their K nearest}
+        r-precision    share of positives among the R nearest of a query
+        map@r          1 / R times the sum of the precisions at the positives among the R nearest of a query, the
+                       precision at rank k being the share of positives among the k nearest
+        mrr            1 / rank of the nearest positive
+
+    A positive is one of the query's label, and R is how many of them there are. The last three are means over the
+    queries that have a positive. As for recall, distances are Euclidean, each query is excluded by index from what it
+    searches unless there is a gallery of others, and at equal distances negatives come first: see
+    `metric.retrieval.recall`. The numbers are those of `measures_by_definition`, in float64 (but for distances that
+    only the last digit of float64 tells apart).
+
+    Args:
+        embeddings: N x d, floating point; half and bfloat16 are taken as float32.
+        labels: N integers on the same device.
+        names: any of `MEASURES`. map@r and r-precision are computed together, and so are recall and mrr.
+        K: list of integers for recall; without it not looked at.
+        gallery, gallery_labels, paired: as `recall` has them.
+
+    Memory: two copies of the embeddings (a third one of a network that has collapsed) and, on a CPU, at most about
+    500 MB; never an N x N matrix, however large the classes are.
+
+    Corner cases: a query without a positive is a miss in recall and left out of the others (`queries_without_match`
+    counts these); they are nan if no query is left. A network that has collapsed to one point has the lowest values
+    that there are, not the highest. If all embeddings are of one label, all measures are 1.
+
+    Raises:
+        TypeError, ValueError: as `recall`; ValueError for a name that is not among `MEASURES`.
+
+    Source: Musgrave, Belongie, Lim, A Metric Learning Reality Check, ECCV 2020 (MAP@R, R-precision).
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise ValueError("unknown measure {!r}; there are {}".format(name, ", ".join(MEASURES)))
+    check_searched(embeddings, labels, gallery, gallery_labels, paired)
+    ks = checked_ks(K, embeddings, gallery, paired) if "recall" in names else []
+    queries, searched, paired = prepared(embeddings, labels, gallery, gallery_labels, paired)
+    found = {}
+    if "recall" in names or "mrr" in names:
+        counts = settled_counts(queries, searched, paired, None if "mrr" in names else ks)
+        found["recall"] = dict(zip(ks, hits_at(ks, counts)))
+    if set(names) - {"recall"}:
+        r = count_positives(queries.labels, searched.labels, paired).cpu().double()
+    if "map@r" in names or "r-precision" in names:
+        hits, precisions = among_the_r_nearest(queries, searched, paired)
+        found["map@r"], found["r-precision"] = _mean(precisions / r, r > 0), _mean(hits / r, r > 0)
+    if "mrr" in names:
+        found["mrr"] = _mean(1 / (1 + counts.cpu().double()), r > 0)
+    return {name: found[name] for name in names}
+
+
+def _mean(of_queries, which):
+    return of_queries[which].mean().item()
 
 
 def queries_without_match(labels, gallery_labels=None):
     """How many queries have nothing of their label to find: misses in recall, left out of the other measures.
 
     Args:
-        labels: those of the queries, N integers. gallery_labels: those of the gallery; None: a query searches all
-            others of the N, as in `measures` (and as in a paired gallery).
+        labels: those of the queries, N integers. gallery_labels: those of the gallery; None (or paired, in `measures`):
+            a query searches all others of the N.
     """
-    if gallery_labels is None:
-        return int((labels.unique(return_counts=True)[1] == 1).sum())
-    kinds, counts = labels.unique(return_counts=True)
-    there = set(gallery_labels.tolist())
-    return sum(count for kind, count in zip(kinds.tolist(), counts.tolist()) if kind not in there)
+    paired = gallery_labels is None
+    searched = (labels if paired else gallery_labels).long().sort()[0]
+    return int((count_positives(labels.long(), searched, paired) == 0).sum())

@@ -57,19 +57,26 @@ def recall_by_definition(embeddings, labels, K=(1,), gallery=None, gallery_label
     return [count / len(embeddings) for count in hits]
 
 
-def _checked_ks(K, size, what):
-    """K as a list of integers, each in 1 .. size, the size of the gallery; `what` it is, for the message."""
+def checked_ks(K, embeddings, gallery, paired):
+    """K as a list of integers, each in 1 .. the number of others that a query searches."""
     if isinstance(K, int):
         raise TypeError("K must be a list of integers, got {!r}".format(K))
     ks = [operator.index(k) for k in K]
+    n = len(embeddings)
+    size, what = (n - 1, "all others of {} embeddings".format(n)) if gallery is None else (
+        len(gallery) - bool(paired), "that of the {} queries".format(n))
     for k in ks:
         if not 1 <= k <= size:
             raise ValueError("Recall@{} needs 1 <= K <= {}, the gallery size ({})".format(k, size, what))
     return ks
 
 
-def _check_gallery(embeddings, labels, gallery, gallery_labels, paired):
-    """TypeError or ValueError unless the queries `embeddings` can search in `gallery`."""
+def check_searched(embeddings, labels, gallery, gallery_labels, paired):
+    """TypeError or ValueError unless the queries `embeddings` can search in `gallery`, or in each other if None."""
+    check_embeddings(embeddings)
+    check_labels(labels, embeddings)
+    if gallery is None:
+        return
     check_embeddings(gallery, "gallery")
     check_labels(gallery_labels, gallery)
     check_same_device(embeddings, gallery, "embeddings", "the gallery")
@@ -193,13 +200,22 @@ def _count_closer(queries, gallery, lowest, highest, side):
     return surely, perhaps
 
 
-def _settled_counts(queries, gallery, ks, side, paired):
-    """How many negatives are at least as close as each query's nearest positive, right as far as `ks` ask for it."""
+def settled_counts(queries, gallery, paired, ks=None, block_size=None):
+    """How many negatives are at least as close as each query's nearest positive: N integers, in the order of `queries`.
+
+    Args:
+        queries, gallery, paired: see `prepared`.
+        ks: the counts are right as far as these ask for it, as lower or not; None: all of them are right.
+        block_size: side of a block; None: what suits the device.
+    """
+    if block_size is None:
+        block_size = BLOCK_SIDE.get(queries.rows.device.type, BLOCK_SIDE_DEFAULT)
+    side = min(block_size, max(len(queries), len(gallery)))
     # A query without a positive has infinite bounds: all negatives are closer, which is a miss at every K allowed.
     lowest, highest = _nearest_positive(queries, gallery, side, paired)
     counts, perhaps_closer = _count_closer(queries, gallery, lowest, highest, side)
-    undecided = torch.zeros_like(counts, dtype=torch.bool)
-    for k in ks:
+    undecided = counts != perhaps_closer if ks is None else torch.zeros_like(counts, dtype=torch.bool)
+    for k in ks or ():
         undecided |= (counts < k) & (perhaps_closer >= k)
     which = undecided.nonzero().flatten()
     if len(which):
@@ -210,6 +226,23 @@ def _settled_counts(queries, gallery, ks, side, paired):
             exact_gallery, queries.exact_rows[which].cpu(), queries.labels[which].cpu(), own, gallery.origin.cpu(),
             highest[which].cpu(), open_pairs > CROWD * len(gallery)).to(counts.device)
     return counts
+
+
+def prepared(embeddings, labels, gallery, gallery_labels, paired):
+    """(queries, gallery, paired): both `_Embeddings`, in the order of their labels, and whether they are in one order,
+    query i being item i of the gallery. They are one object where the embeddings search in each other."""
+    if gallery is None:
+        queries = _Embeddings(_scaled(embeddings)[0], labels.long())
+        return queries, queries, True
+    rows, others = _scaled(embeddings, gallery)
+    searched = _Embeddings(others, gallery_labels.long())
+    return _Embeddings(rows, labels.long(), searched.origin), searched, paired
+
+
+def hits_at(ks, counts):
+    """Recall@K for each of `ks`; counts: for each query the negatives at least as close as its nearest positive."""
+    thresholds = torch.tensor(ks, dtype=torch.int64, device=counts.device)
+    return [hits / len(counts) for hits in (counts.unsqueeze(1) < thresholds.unsqueeze(0)).sum(0).tolist()]
 
 
 @torch.no_grad()
@@ -247,28 +280,11 @@ def recall(embeddings, labels, K=(1,), block_size=None, gallery=None, gallery_la
         TypeError: wrong types of tensors, or K is not a list of integers.
         ValueError: shapes or devices disagree, an embedding is not finite, a K is larger than the gallery or below 1.
     """
-    check_embeddings(embeddings)
-    check_labels(labels, embeddings)
-    n = len(embeddings)
-    if gallery is None:
-        ks = _checked_ks(K, n - 1, "all others of {} embeddings".format(n))
-    else:
-        _check_gallery(embeddings, labels, gallery, gallery_labels, paired)
-        ks = _checked_ks(K, len(gallery) - bool(paired), "that of the {} queries".format(n))
-    if block_size is None:
-        block_size = BLOCK_SIDE.get(embeddings.device.type, BLOCK_SIDE_DEFAULT)
-    elif block_size < 1:
+    if block_size is not None and block_size < 1:
         raise ValueError("block_size must be at least 1, got {}".format(block_size))
+    check_searched(embeddings, labels, gallery, gallery_labels, paired)
+    ks = checked_ks(K, embeddings, gallery, paired)
     if not ks:
         return []
-    if gallery is None:
-        queries = searched = _Embeddings(_scaled(embeddings)[0], labels.long())
-    else:
-        rows, others = _scaled(embeddings, gallery)
-        searched = _Embeddings(others, gallery_labels.long())
-        queries = _Embeddings(rows, labels.long(), searched.origin)
-    counts = _settled_counts(queries, searched, ks, min(block_size, max(n, len(searched))),
-                             paired or gallery is None)
-    thresholds = torch.tensor(ks, dtype=torch.int64, device=counts.device)
-    hits = (counts.unsqueeze(1) < thresholds.unsqueeze(0)).sum(0)
-    return [hit / n for hit in hits.tolist()]
+    searched = prepared(embeddings, labels, gallery, gallery_labels, paired)
+    return hits_at(ks, settled_counts(*searched, ks, block_size))
