@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Train an embedding network on a triplet or contrastive loss, or measure its Recall@K.
+r"""Train an embedding network on a loss of metric learning, or measure its Recall@K.
 
 Train a teacher, then measure it (Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068):
 
@@ -14,19 +14,19 @@ The same without data, network or accelerator, on birds that are drawn on first 
 """
 import sys
 
-from engine import arguments, options, ranks
+from engine import arguments, asymmetric, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
 from engine.loop import Job, fit
-from engine.networks import for_evaluation, for_steps, open_network
+from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
+from engine.networks import for_evaluation, for_steps, frozen, open_network
+from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
-from metric.loss import LOSSES
-from metric.pairsampler import SAMPLER_HELP, SAMPLERS
 
-TRAINING_ONLY = ("sample", "loss", "margin", "num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir",
-                 "resume", "checkpoint_every", "overwrite", "sync_bn", "select") + options.OPTIMISATION
+TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
+                 "overwrite", "sync_bn", "select") + LOSS_OPTIONS + options.OPTIMISATION
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -40,10 +40,8 @@ def build_parser():
                             "it; with --mode eval the data options (dataset, data, image_size ...), too")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", choices=tuple(LOSSES), default="l2_triplet", help="loss")
-    group.add_argument("--sample", choices=tuple(SAMPLERS), default="all", help=SAMPLER_HELP)
-    group.add_argument("--margin", type=arguments.positive_float, default=0.2, help="margin of the loss")
+    asymmetric.add_gallery_options(parser)
+    add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
     options.add_run_options(parser)
@@ -53,36 +51,49 @@ def build_parser():
 def measure(command):
     def check(args, given):
         arguments.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
+        asymmetric.check_gallery(args, given)
 
+    has_gallery = command.args.gallery_load is not None
+    networks = NETWORKS + [asymmetric.GALLERY] * has_gallery
     # Settle: run.args does not change after this.
-    with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
+    with settled(command, check, networks, data_options_from="", trains=False) as run:
+        projection = asymmetric.open_projection(run)
         # Data.
         data = open_data(run)
-        # Network.
-        network = open_network(run)
+        # Networks.
+        network = for_evaluation(run, open_network(run))
+        gallery_network = frozen(run, open_network(run, "gallery_", "Gallery")) if has_gallery else None
         # Measure.
-        evaluate_splits(for_evaluation(run, network), data.evaluation, run.args.recall, run.device, epoch=0,
-                        precision=run.precision)
+        if has_gallery:
+            asymmetric.evaluate_across(run, network, gallery_network, projection, data.evaluation)
+        else:
+            evaluate_splits(network, data.evaluation, run.args, run.device, epoch=0, precision=run.precision)
 
 
 def train(command):
+    def check(args, given):
+        arguments.refuse_idle(given, asymmetric.OPTIONS, "with --mode train")
+        return check_loss(args, given)
+
     # Settle: run.args does not change after this.
-    with settled(command, lambda args, given: True, NETWORKS) as run:  # True: these losses need pairs of one class
+    with settled(command, check, NETWORKS) as run:
         # Data.
         data = open_data(run)
         # Network.
         network = open_network(run)
         model = for_steps(run, network)
-        criterion = LOSSES[run.args.loss](margin=run.args.margin, sampler=SAMPLERS[run.args.sample]())
+        args, labels_there = run.args, data.batches.labels
+        criterion = build_loss(args, len(labels_there), network.embedding_size).to(run.device)
+        numbers = numbers_of(labels_there, run.device)
 
         # Fit.
         def step(images, labels):
             # The embeddings and labels of the whole batch, from all ranks.
-            embeddings = ranks.gathered(model(images), run.args.batch)
-            return {run.args.loss: criterion(embeddings, ranks.gathered(labels, run.args.batch))}
+            embeddings, labels = ranks.gathered(model(images), args.batch), ranks.gathered(labels, args.batch)
+            return {args.loss: criterion(embeddings, numbers[labels])}
 
-        best = ("Best Recall@{}".format(run.args.recall[0]), "Best", "test")
-        fit(Job(run, data, network, step, printed_bests=[best]))
+        best = ("Best Recall@{}".format(args.recall[0]), "Best", "test")
+        fit(Job(run, data, network, step, printed_bests=[best], criteria={"loss": Trained(criterion, args.proxy_lr)}))
 
 
 def main(argv=None):

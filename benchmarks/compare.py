@@ -100,9 +100,7 @@ class Study:
 
     def tidy(self):
         """Delete the weights that nothing needs: all but the teacher's, and the first seed's at each chosen rate."""
-        teacher = self.result(self.teacher)
-        if teacher and teacher.failure is None:
-            tidy(self.teacher, keeps_best=True)
+        tidy(self.teacher, keeps_best=True)
         for found in self.searches():
             for rate, seed, result in found.over:
                 # While rates are still tried, the first seed's weights may be those that are kept.
@@ -163,9 +161,10 @@ def carry_out(study, jobs):
     processes = Jobs(jobs)
     try:
         while True:
-            for run in study.waiting():
-                if run.directory not in processes.running and processes.has_room():
-                    print("Start {}".format(run.directory), flush=True)
+            waiting = [run for run in study.waiting() if run.directory not in processes.running]
+            for number, run in enumerate(waiting, 1):
+                if processes.has_room():
+                    print("Start {} ({} more wait)".format(run.directory, len(waiting) - number), flush=True)
                     processes.start(run)
             if not processes.running:
                 return

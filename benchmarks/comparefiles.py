@@ -6,6 +6,7 @@ import re
 import shlex
 
 from engine.errors import UsageError
+from engine.rundir.files import CHECKPOINT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 METHODS = os.path.join(HERE, "comparisons", "methods.ini")
@@ -165,6 +166,15 @@ def student_run(comparison, directory, size, method, rate, seed):
 
 
 def argv_of(run):
-    """Return the options of a run as words of a command line; a run that trains goes on where it was stopped."""
+    """Return the options of a run as words of a command line. A run that trains goes on where it was stopped; what is
+    there without a state is the rest of one that failed."""
     words = [word for name, values in run.options.items() for word in ["--" + name] + values]
-    return words if run.options.get("mode") == ["eval"] else words + ["--save_dir", run.directory, "--resume"]
+    if only_measures(run):
+        return words
+    begun = os.path.exists(os.path.join(run.directory, CHECKPOINT))
+    return words + ["--save_dir", run.directory, "--resume" if begun else "--overwrite"]
+
+
+def only_measures(run):
+    """Whether a ``Run`` measures a teacher that is taken as it comes."""
+    return run.options.get("mode") == ["eval"]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from comparefiles import HERE, argv_of
+from comparefiles import HERE, argv_of, only_measures
 from dataset.files import replaced_file
 from engine.errors import UsageError
 from engine.rundir.files import BEST, CHECKPOINT, LAST, LOG, RESULT, SPEED, read_json
@@ -71,10 +71,8 @@ def read_result(run):
 
 def _megabytes(run):
     """Return the size of the run's weights, or of the file that a teacher as it comes is made of; None if unknown."""
-    for path in [os.path.join(run.directory, BEST)] + run.options.get("pretrained", []):
-        if os.path.isfile(path) and (run.options.get("mode") == ["eval"] or os.path.basename(path) == BEST):
-            return os.path.getsize(path) / 1e6
-    return None
+    path = run.options.get("pretrained", [""])[0] if only_measures(run) else os.path.join(run.directory, BEST)
+    return os.path.getsize(path) / 1e6 if os.path.isfile(path) else None
 
 
 def _read(path):
@@ -114,7 +112,10 @@ def _comparable(options):
 
 
 def tidy(run, keeps_best):
-    """Delete what a finished run needs no more: the state, the last weights and, unless ``keeps_best``, the best."""
+    """Delete what a run that is over needs no more: the state, the last weights and, unless ``keeps_best``, the best.
+    Where it failed and will be tried again, all is kept."""
+    if not any(os.path.exists(os.path.join(run.directory, name)) for name in (RESULT, FAILED)):
+        return
     for name in (CHECKPOINT, LAST) if keeps_best else (CHECKPOINT, LAST, BEST):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(run.directory, name))
@@ -157,9 +158,9 @@ class Jobs:
     def _finished(self, run, code):
         text = _read(os.path.join(run.directory, OUTPUT))
         if code == 0:
-            if run.options.get("mode") == ["eval"]:
+            if only_measures(run):
                 _keep_measured(run, text)
-            return read_result(run) or failed("it left no {}".format(RESULT))
+            return read_result(run) or failed("it measured nothing; see {}".format(OUTPUT))
         last = (text.strip().splitlines() or ["no output"])[-1].strip()
         if DIVERGED in last:  # it would do so again; all else is tried again at the next start
             write_text(os.path.join(run.directory, FAILED), last + "\n")
@@ -188,6 +189,7 @@ def _keep_measured(run, text):
             if shown == printed:
                 value = float(percent) / 100
                 line.setdefault(name, {})[split] = {"1": value} if name == "recall" else value
-    write_text(os.path.join(run.directory, LOG), json.dumps(line) + "\n")
-    write_text(os.path.join(run.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
-        100 * line["recall"]["test"]["1"]))
+    if {"test", "val"} <= set(line["recall"]):
+        write_text(os.path.join(run.directory, LOG), json.dumps(line) + "\n")
+        write_text(os.path.join(run.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
+            100 * line["recall"]["test"]["1"]))

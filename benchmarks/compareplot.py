@@ -31,11 +31,11 @@ def plot(found, title):
     teacher = [mean for row, mean, _ in rows if row is found[0]]
     students = [entry for entry in rows if entry[0] is not found[0]]
     ends = teacher + [mean + sign * (deviation or 0) for _, mean, deviation in students for sign in (-1, 1)]
-    low = int(min(ends, default=0) / STEP) * STEP
-    high = min(1, (int(max(ends, default=1) / STEP) + 1) * STEP)
+    low = max(0, int(min(ends, default=0) / STEP)) * STEP
+    high = (int(max(ends, default=0) / STEP) + 1) * STEP
 
     def x(value):
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low), 1)
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * max(0, value - low) / (high - low), 1)
 
     parts, top = ['<text class="head" x="12" y="22">{}: Recall@1 on test classes</text>'.format(escape(title))], 34
     for size in dict.fromkeys(row.size for row, _, _ in students):

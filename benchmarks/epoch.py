@@ -84,7 +84,7 @@ def our_epoch(args, device, precision_name):
 
     def run():
         train_epoch(training, step, loader, Progress(1))
-        evaluate_splits(student, evaluations, [1], device, 1)
+        evaluate_splits(student, evaluations, options, device, 1)
     return run,
 
 

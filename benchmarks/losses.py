@@ -4,8 +4,8 @@ import torch
 from common import installed, main, parser
 
 import textbook
-from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, RelaxedContrastive,
-                         RKdAngle, RkdDistance, SimilarityKL)
+from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, MultiSimilarity,
+                         ProxyAnchor, RelaxedContrastive, RKdAngle, RkdDistance, SimilarityKL)
 
 
 def job(loss, n, dimension, device, labels=False):
@@ -41,6 +41,11 @@ def cases(device):
                       ContextualSimilarity()):
         for n in (128, 1024):
             result["{}, N = {}, d = 512".format(type(criterion).__name__, n)] = {"ours": job(criterion, n, 512, device)}
+    for n in (128, 1024):
+        result["MultiSimilarity, N = {}, d = 512".format(n)] = {
+            "ours": job(MultiSimilarity(), n, 512, device, labels=True)}
+        result["ProxyAnchor, N = {}, d = 512, 11,318 classes".format(n)] = {
+            "ours": job(ProxyAnchor(11318, 512).to(device), n, 512, device, labels=True)}
     return result
 
 

@@ -134,6 +134,7 @@ class TrainLoader:
 
     Attributes:
         batch_size: rows of a whole batch, of all processes together: pictures times crops of each.
+        labels: those of its classes, sorted.
         pictures: what the crops are cut from.
         span: as given; (0, batch_size) for None.
     """
@@ -143,6 +144,7 @@ class TrainLoader:
         self.batch_sampler = batch_sampler
         self.batches = _Batches(dataset.samples, image_size, pictures, crops or RandomCrops())
         self.batch_size = batch_sampler.batch_size * self.batches.crops.views
+        self.labels = sorted({label for _, label in dataset.samples})
         self.pictures = self.batches.pictures
         self.seed = seed
         self.span = (0, self.batch_size) if span is None else span

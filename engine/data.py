@@ -3,12 +3,15 @@ import collections
 import functools
 import os
 
+import torch
+
 from dataset import (EvaluationLoader, RandomCrops, TrainLoader, load_splits, open_pictures, passed_over, resized_size,
                      shared_files, shown, workers_that_fit)
 from engine import ranks
 from engine.errors import UsageError
 from engine.options import as_factor
 from metric.batchsampler import NPairs, Uniform
+from metric.utils import queries_without_match
 
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
@@ -196,6 +199,18 @@ def _check(splits, run, measured):
             _check_batch(args, images)
     if "gallery" in splits:
         _check_queries(splits)
+    if len(args.metrics) > 1:
+        _tell_unmatched(splits, measured)
+
+
+def _tell_unmatched(splits, measured):
+    """Print how many queries of each split have nothing to find; the measures beside recall leave them out."""
+    for split in measured:
+        gallery = torch.tensor(splits["gallery"].targets) if split == "test" and "gallery" in splits else None
+        count = queries_without_match(torch.tensor(splits[split].targets), gallery)
+        if count:
+            print("Without a match: {} of {} queries of the {}; the measures beside recall leave them out".format(
+                count, len(splits[split]), NAMES[split]), flush=True)
 
 
 def _kinds(images):

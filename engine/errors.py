@@ -6,6 +6,7 @@ import sys
 
 from dataset import BrokenPicturesError, DatasetError, LoadingError, end_loading
 from engine.interruption import Stopped, handled_interruptions, interrupted
+from metric.loss import LossError
 from model import WeightsError, first_line
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_SIGNAL = 1, 2, 128
@@ -52,7 +53,7 @@ def run_script(program, body):
         return EXIT_FAILURE
     except BrokenPicturesError as error:
         lines, code = str(error).splitlines(), EXIT_USAGE
-    except (UsageError, DatasetError, WeightsError) as error:
+    except (UsageError, DatasetError, WeightsError, LossError) as error:
         lines, code = [str(error)], EXIT_USAGE
     except KeyboardInterrupt as error:
         message, code = _of_signal(error)

@@ -1,6 +1,7 @@
-"""Embed a data set, measure its Recall@K, print the results."""
+"""Embed a data set, measure its Recall@K and what else --metrics asks for, print the results."""
 import collections
 import contextlib
+import math
 
 import torch
 from tqdm import tqdm
@@ -8,10 +9,14 @@ from tqdm import tqdm
 from engine import ranks
 from engine.errors import TrainingError
 from engine.interruption import deferred_interruptions, stop_if_interrupted, stop_while_waiting
-from metric.utils import recall
+from metric.utils import measures
 
-Measurement = collections.namedtuple("Measurement", "recalls spread")
-Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relative_spread``."""
+Measurement = collections.namedtuple("Measurement", "recalls spread more")
+Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relative_spread``; more: {name of another
+measure, one of ``metric.utils.MEASURES``: value}, but for those that have none because no query has a match."""
+
+# How measures are written where people read; others by their names.
+TITLES = {"map@r": "MAP@R", "r-precision": "R-precision", "mrr": "MRR"}
 
 # Below this relative spread the embeddings are one point for any practical purpose.
 COLLAPSED_SPREAD = 0.01
@@ -59,7 +64,7 @@ def relative_spread(embeddings):
     return float((centred.pow(2).sum() / embeddings.pow(2).sum().clamp_min(1e-30)).sqrt())
 
 
-def _finite(network, loader, device, name, precision):
+def embed_finite(network, loader, device, name, precision):
     """Return what ``embed`` gives of the pictures called ``name``.
 
     Raises:
@@ -73,36 +78,54 @@ def _finite(network, loader, device, name, precision):
     return embeddings, labels
 
 
+def measurement(queries, args, gallery=None, paired=False):
+    """Return the ``Measurement`` of (embeddings, labels); the measuring itself is done by the first rank.
+
+    Args:
+        args: the options; ``metrics`` and ``recall`` say what is measured.
+        gallery: (embeddings, labels) of what the queries search in; None: each searches all others of them.
+        paired: the gallery holds the queries' own pictures, which are excluded.
+    """
+    others = (None, None) if gallery is None else gallery
+    found = dict(ranks.from_first(lambda: measures(*queries, args.metrics, args.recall, *others, paired=paired)))
+    return Measurement(found.pop("recall"), relative_spread(queries[0]),
+                       {name: value for name, value in found.items() if not math.isnan(value)})
+
+
 @deferred_interruptions()
-def evaluate_splits(network, loaders, ks, device, epoch, precision=None):
+def evaluate_splits(network, loaders, args, device, epoch, precision=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
 
     Args:
         loaders: {split name: loader}, in the order of printing; a loader knows its gallery, if there is one.
-        ks: the Ks of Recall@K. epoch: for the lines.
+        args: the options; ``metrics`` and ``recall`` say what is measured. epoch: for the lines.
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
 
     Raises:
         TrainingError: an embedding is not finite. Others: see ``embed``.
     """
-    measurements = {}
+    found = {}
     for split, loader in loaders.items():
-        embeddings, labels = _finite(network, loader, device, "{} set".format(split), precision)
-        gallery, gallery_labels = (None, None) if loader.gallery is None else _finite(
+        queries = embed_finite(network, loader, device, "{} set".format(split), precision)
+        gallery = None if loader.gallery is None else embed_finite(
             network, loader.gallery, device, "gallery", precision)
-        recalls = ranks.from_first(
-            lambda: recall(embeddings, labels, K=ks, gallery=gallery, gallery_labels=gallery_labels))
-        measurement = Measurement(dict(zip(ks, recalls)), relative_spread(embeddings))
-        measurements[split] = measurement
-        tell(measurement, split, epoch)
-    return measurements
+        found[split] = measurement(queries, args, gallery)
+        tell(found[split], split, epoch)
+    return found
 
 
-def tell(measurement, split, epoch):
+def tell(found, split, epoch):
     """Print the lines of a ``Measurement``."""
-    for k, fraction in measurement.recalls.items():
-        print("[Epoch {}] Recall@{}: [{:.4f}] {}".format(epoch, k, 100 * fraction, split), flush=True)
-    if measurement.spread < COLLAPSED_SPREAD:
+    for title, fraction in titled(found).items():
+        print("[Epoch {}] {}: [{:.4f}] {}".format(epoch, title, 100 * fraction, split), flush=True)
+    if found.spread < COLLAPSED_SPREAD:
         print("Warning: the embeddings of the {} set have collapsed to nearly one point (relative spread {:.4f}); "
-              "a lower --lr or --pretrained weights may help".format(split, measurement.spread),
+              "a lower --lr or --pretrained weights may help".format(split, found.spread),
               flush=True)
+
+
+def titled(found):
+    """Return {title of a measure: value} of a ``Measurement``."""
+    values = {"Recall@{}".format(k): fraction for k, fraction in found.recalls.items()}
+    values.update((TITLES.get(name, name), value) for name, value in found.more.items())
+    return values

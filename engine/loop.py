@@ -54,7 +54,7 @@ def fit(job):
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
     def evaluate(epoch):
-        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args.recall, run.device, epoch)
+        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch)
 
     progress = record.go_on(training)
     if progress.epoch > args.epochs:

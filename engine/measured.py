@@ -1,7 +1,7 @@
-"""A teacher is measured once for a set of pictures: its recalls are kept beside the decoded pictures.
+"""A teacher is measured once for a set of pictures: its figures are kept beside the decoded pictures.
 
 Each file belongs to a digest of all that the figures depend on: the weights and options of the teacher, the pictures
-and their labels, the Ks, the version of torch and the kind of device.
+and their labels, the measures and their Ks, the version of torch and the kind of device.
 """
 import contextlib
 import hashlib
@@ -28,12 +28,12 @@ def evaluate_once(run, teacher, loaders):
     weights = digest_of_weights(teacher)
     for split, loader in loaders.items():
         path = _path(run, loader, weights)
-        found = ranks.from_first(lambda: path and _read(path, run.args.recall))
+        found = ranks.from_first(lambda: path and _read(path, run.args))
         if found:
             print("Measured before with these pictures: the teacher on the {} set".format(split))
             tell(found, split, epoch=0)
         else:
-            measured = evaluate_splits(teacher, {split: loader}, run.args.recall, run.device, epoch=0)[split]
+            measured = evaluate_splits(teacher, {split: loader}, run.args, run.device, epoch=0)[split]
             if path and ranks.is_first():
                 _write(path, measured)
 
@@ -44,8 +44,8 @@ def _path(run, loader, weights):
     if not all(one.pictures.path for one in galleries):
         return None
     options = {name: getattr(run.args, "teacher_" + name) for name in NETWORK_OPTIONS}
-    depends_on = [VERSION, weights, options, run.args.recall, run.args.image_size, run.args.compile, torch.__version__,
-                  run.device.type]
+    depends_on = [VERSION, weights, options, run.args.metrics, run.args.recall, run.args.image_size, run.args.compile,
+                  torch.__version__, run.device.type]
     for one in galleries:
         depends_on.append([os.path.basename(one.pictures.path), sorted(one.pictures.skipped),
                            hashlib.sha256(one.labels.tobytes()).hexdigest()])
@@ -53,12 +53,13 @@ def _path(run, loader, weights):
     return loader.pictures.beside(digest[:32])
 
 
-def _read(path, ks):
+def _read(path, args):
     """Return the ``Measurement`` in the file ``path``; None if there is none, or nothing that can be used."""
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        return Measurement({k: float(found["recalls"][str(k)]) for k in ks}, float(found["spread"]))
+        return Measurement({k: float(found["recalls"][str(k)]) for k in args.recall}, float(found["spread"]),
+                           {name: float(value) for name, value in found["more"].items()})
     return None
 
 

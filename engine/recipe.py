@@ -12,7 +12,7 @@ from engine.rundir import NOT_PART_OF_THE_RUN, found_again, read_json
 
 # A run's config.json has these, too; they say where it was made and how, not what it is.
 NOT_OF_A_RECIPE = NOT_PART_OF_THE_RUN | {"mode"}
-PREFIXES = ("", "teacher_")  # of the networks' options
+PREFIXES = ("", "teacher_", "gallery_")  # of the networks' options
 
 
 def parse_with_recipe(parser, argv=None):

@@ -15,6 +15,7 @@ from engine.networks import (adopt_data, adopt_image_size, adopt_network, check_
 from engine.options import check_batches, check_data, check_shared, check_training
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
+from metric.utils import MEASURES
 from model import pretrained_file
 
 Run = collections.namedtuple("Run", "args trains needs_pairs device precision files pretrained record is_resumed")
@@ -48,6 +49,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
     """
     args, given, checked = copy.copy(command.args), command.given, command.given - command.excused
     args.recall = list(dict.fromkeys(args.recall))
+    args.metrics = [name for name in MEASURES if name == "recall" or name in args.metrics]
     with ranks.joined(vars(args)), contextlib.ExitStack() as held:
         if trains:
             ranks.from_first(lambda: held.enter_context(held_directory(args.save_dir)))

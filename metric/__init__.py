@@ -9,8 +9,10 @@ Where each formula is, with its shapes and corner cases:
       similarity KL, embedding         embedding_regression_loss, contextual_similarity_loss and
       regression, contextual           the linear map Projection in metric.transfer
       similarity (CSD)
+    multi-similarity, Proxy Anchor   multi_similarity_loss in metric.multisimilarity,
+                                       proxy_anchor_loss in metric.proxies
     triplet and contrastive loss     triplet_loss, contrastive_loss in metric.triplet
-    distances, unit vectors          pdist, cdist, unit in metric.distances
+    distances, unit vectors          pdist, cdist, unit, cosines in metric.distances
     negatives for a triplet loss     metric.pairsampler (AllPairs, HardNegative, SemiHardNegative, ...)
     distance-weighted sampling,      distance_weights in metric.pairsampler
       with the quirk of the reference
@@ -21,6 +23,7 @@ Where each formula is, with its shapes and corner cases:
                                        metric.ranks the ranks that the first two are made of
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
+    metric.pml        the losses of the package pytorch-metric-learning for run.py --loss pml/NAME
     metric.angles     how RKD-A is computed without N^3 cosines in memory
     metric.contracts  the checks of shapes and types that all share, the teacher as a constant, and the rule that losses
                         run in float32

@@ -12,7 +12,7 @@ import torch
 
 from metric.contracts import check_embeddings, full_precision
 
-__all__ = ["cdist", "pdist", "unit", "rows_at_a_time"]
+__all__ = ["cdist", "pdist", "unit", "cosines", "rows_at_a_time"]
 
 # Entries of the largest block of differences on an accelerator: 64 MiB in float32.
 DIFFERENCE_ENTRIES = 2 ** 24
@@ -109,3 +109,12 @@ def unit(x, dim=-1, eps=1e-12):
     # The clamp comes before the root: the root's slope at 0 is infinite.
     direction = x / squared_length.clamp(min=eps ** 2).sqrt()
     return direction.masked_fill(squared_length == 0, 0)
+
+
+def cosines(embeddings, others=None):
+    """The cosines of all rows of `embeddings` (N x d) with all of `others` (M x d; None: with themselves): N x M.
+
+    A zero vector has the cosine 0 with any row, itself too, and gets no gradient.
+    """
+    directions = unit(embeddings)
+    return directions @ (directions if others is None else unit(others)).t()

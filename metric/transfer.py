@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metric.contracts import checked_student_and_teacher, full_precision
-from metric.distances import pdist, unit
+from metric.distances import cosines, pdist, unit
 
 __all__ = ["relaxed_contrastive_loss", "pkt_loss", "similarity_kl_loss", "embedding_regression_loss",
            "contextual_similarity_loss", "RelaxedContrastive", "PKT", "SimilarityKL", "EmbeddingRegression",
@@ -24,12 +24,6 @@ __all__ = ["relaxed_contrastive_loss", "pkt_loss", "similarity_kl_loss", "embedd
 PKT_FLOOR = 1e-7  # is added to both probabilities
 # Of the softmax over the teacher's and over the student's cosines in contextual similarity.
 CONTEXT_TEMPERATURE, STUDENTS_CONTEXT_TEMPERATURE = 0.01, 1
-
-
-def _cosines(embeddings, others=None):
-    """The cosines of all rows of ``embeddings`` with all of ``others`` (None: with themselves)."""
-    directions = unit(embeddings)
-    return directions @ (directions if others is None else unit(others)).t()
 
 
 def _divergence(ours, theirs):
@@ -85,7 +79,7 @@ def relaxed_contrastive_loss(student, teacher, sigma=1, delta=1):
 
 
 def _pkt_probabilities(embeddings):
-    similarity = ((_cosines(embeddings) + 1) / 2).clamp(min=0)  # rounding may leave an antipodal pair below 0
+    similarity = ((cosines(embeddings) + 1) / 2).clamp(min=0)  # rounding may leave an antipodal pair below 0
     return similarity / similarity.sum(1, keepdim=True)
 
 
@@ -141,7 +135,7 @@ def similarity_kl_loss(student, teacher, temperature=1):
     teacher = checked_student_and_teacher(student, teacher)
     if not temperature > 0:
         raise ValueError("needs temperature > 0, got {}".format(temperature))
-    ours, theirs = ((_cosines(e) / temperature).log_softmax(1) for e in (student, teacher))
+    ours, theirs = ((cosines(e) / temperature).log_softmax(1) for e in (student, teacher))
     return temperature ** 2 * _divergence(ours, theirs)
 
 
@@ -197,11 +191,11 @@ def contextual_similarity_loss(student, teacher, k=96):
     _check_equal_widths(student, teacher)
     if not k >= 1:
         raise ValueError("needs k >= 1, got {}".format(k))
-    theirs = _cosines(teacher)
+    theirs = cosines(teacher)
     itself = torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
     nearest = (-theirs).masked_fill(itself, -math.inf).sort(dim=1, stable=True)[1][:, :k]
     theirs = (theirs.gather(1, nearest) / CONTEXT_TEMPERATURE).log_softmax(1)
-    ours = (_cosines(student, teacher).gather(1, nearest) / STUDENTS_CONTEXT_TEMPERATURE).log_softmax(1)
+    ours = (cosines(student, teacher).gather(1, nearest) / STUDENTS_CONTEXT_TEMPERATURE).log_softmax(1)
     return _divergence(ours, theirs)
 
 

@@ -21,6 +21,9 @@ class LinearEmbedding(nn.Module):
         image_size: side of the pictures that it is trained on; None if not known.
         resize: how these are made square, a value of --resize; None: squeezed.
 
+    Attributes:
+        embedding_size: d, also without a linear layer.
+
     A state dict of it, and a file of that, also says what its tensors don't show: ``normalize``, ``image_size``,
     ``resize``, and the base's name and pooling.
     """
@@ -29,6 +32,7 @@ class LinearEmbedding(nn.Module):
         super().__init__()
         self.base = base
         self.linear = nn.Linear(output_size, embedding_size) if embedding_size else nn.Identity()
+        self.embedding_size = embedding_size or output_size
         self.normalize = normalize
         self.image_size = None if image_size is None else int(image_size)
         self.resize = resize

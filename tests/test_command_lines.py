@@ -12,6 +12,7 @@ import run
 import run_distill
 from conftest import options_for
 from dataset import CUB2011Metric, StanfordOnlineProductsMetric, download
+from metric.loss import LOSSES
 
 # RKD_COMMAND_LINES=2000 is a long version; RKD_SEED=1 draws others.
 COUNT = int(os.environ.get("RKD_COMMAND_LINES", "60"))
@@ -28,7 +29,7 @@ SENSIBLE = {"l2normalize": ["true", "false"], "teacher_l2normalize": ["true"], "
             "image_size": ["33", "40"], "workers": ["0", "1"], "device": ["cpu", "auto"],
             "cache": ["auto", "off", "new"], "pretrained": ["none"], "data": ["set"], "load": ["weights.pth"],
             "save_dir": ["new", "new/deep", "run"], "lr": ["1e-3"], "recipe": ["run/config.json"],
-            "batch": ["8", "6"]}
+            "batch": ["8", "6"], "loss": list(LOSSES) + ["pml/CircleLoss"]}
 FLAGS_LEFT_OUT = {"compile", "list_backbones"}
 
 

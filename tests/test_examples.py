@@ -64,7 +64,8 @@ def test_slurm_queues_the_job_again_only_after_its_warning(tmp_path, code, reque
 
 def _run_directory(path, script, options, recalls):
     path.mkdir()
-    options = dict({"base": "resnet18", "embedding_size": 16, "l2normalize": False, "recall": [2]}, **options)
+    options = dict({"base": "resnet18", "embedding_size": 16, "l2normalize": False, "recall": [2],
+                    "teacher_load": None}, **options)
     (path / "config.json").write_text(json.dumps({"script": script, "options": options}))
     lines = [{"recall": {"test": {"2": recall}}} for recall in recalls]
     lines.insert(1, {"loss": 1.0})  # an epoch that was not measured
@@ -83,6 +84,34 @@ def test_summary_shows_before_best_and_final(tmp_path, capsys):
     assert rows[3] == ["student", "resnet18 d=16 not normalised", "2 angle + 1 dist", "3", "0.1000", "0.5000",
                        "0.4000", "1.5", "3"]
     assert rows[2][2] == "l2_triplet, all negatives"
+
+
+def test_summary_says_what_selected_the_best_epoch(tmp_path, capsys):
+    directory = _run_directory(tmp_path / "run", "run.py", {"loss": "l2_triplet", "sample": "all"}, [0.2, 0.5, 0.3])
+    path = tmp_path / "run" / "log.jsonl"
+    for select, best, cell in (("test", 2, "0.5000"), ("val", 3, "0.3000 by val"), ("last", 3, "0.3000 by last")):
+        log = [json.loads(line) for line in path.read_text().splitlines()]
+        for epoch, line in enumerate(log):
+            line["epoch"] = epoch
+            line.update({"select": select, "best_epoch": best} if "recall" in line else {})
+        path.write_text("".join(json.dumps(line) + "\n" for line in log))
+        assert summary.main([directory]) == 0
+        assert capsys.readouterr().out.splitlines()[2].split("|")[5].strip() == cell
+
+
+def test_summary_says_what_was_gained_by_distilling(tmp_path, capsys):
+    loss = {"loss": "l2_triplet", "sample": "all"}
+    teacher = _run_directory(tmp_path / "teacher", "run.py", dict(loss, embedding_size=512), [0.2, 0.8])
+    alone = _run_directory(tmp_path / "alone", "run.py", loss, [0.1, 0.4])
+    student = _run_directory(tmp_path / "student", "run_distill.py", {
+        "dist_ratio": 1, "teacher_load": os.path.join(teacher, "best.pth")}, [0.1, 0.6])
+    said = {(teacher, student): ["student: 75% of its teacher's"], (alone,): [], (alone, student): [
+        "student: +20.0 points of Recall@1 to the same network without a teacher (alone)"],
+        (teacher, alone, student): ["student: +20.0 points of Recall@1 to the same network without a teacher (alone), "
+                                    "75% of its teacher's"]}
+    for runs, lines in said.items():
+        assert summary.main(list(runs)) == 0
+        assert capsys.readouterr().out.splitlines()[2 + len(runs):] == lines
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"]])

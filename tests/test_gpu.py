@@ -9,8 +9,8 @@ import run
 import run_distill
 from conftest import distil_for, options_for
 from metric.distances import cdist
-from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, RelaxedContrastive,
-                         RkdDistance, RKdAngle, SimilarityKL)
+from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, MultiSimilarity,
+                         ProxyAnchor, RelaxedContrastive, RkdDistance, RKdAngle, SimilarityKL)
 from metric.pairsampler import AllPairs
 from metric.utils import recall
 from processes import complete, finish, start_ranks
@@ -26,7 +26,7 @@ def on_gpu(argv):
 
 @pytest.mark.parametrize("criterion", [
     RkdDistance(), RKdAngle(), HardDarkRank(), RelaxedContrastive(), PKT(), SimilarityKL(), EmbeddingRegression(16, 32),
-    ContextualSimilarity(), "triplet"], ids=str)
+    ContextualSimilarity(), L2Triplet(0.2, AllPairs()), MultiSimilarity(), ProxyAnchor(12, 16)], ids=str)
 def test_losses_are_those_of_the_cpu(criterion):
     torch.manual_seed(0)
     student, teacher, labels = torch.randn(48, 16), torch.randn(48, 32), torch.arange(48) // 4
@@ -35,10 +35,8 @@ def test_losses_are_those_of_the_cpu(criterion):
     found = []
     for device in ("cpu", "cuda"):
         embeddings = student.to(device).requires_grad_()
-        if criterion == "triplet":
-            loss = L2Triplet(0.2, AllPairs())(embeddings, labels.to(device))
-        else:
-            loss = criterion.to(device)(embeddings, teacher.to(device))
+        other = labels if isinstance(criterion, (L2Triplet, MultiSimilarity, ProxyAnchor)) else teacher
+        loss = criterion.to(device)(embeddings, other.to(device))
         loss.backward()
         found.append((float(loss.detach()), embeddings.grad.cpu()))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)

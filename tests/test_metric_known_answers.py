@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from metric.loss import (PKT, AttentionTransfer, ContextualSimilarity, ContrastiveLoss, EmbeddingRegression,
-                         HardDarkRank, L1Triplet, L2Triplet, RelaxedContrastive, RKdAngle, RkdDistance, SimilarityKL)
+                         HardDarkRank, L1Triplet, L2Triplet, MultiSimilarity, ProxyAnchor, RelaxedContrastive, RKdAngle,
+                         RkdDistance, SimilarityKL)
 from metric.pairsampler import AllPairs, HardNegative, SemiHardNegative, distance_weights
 from metric.retrieval import recall, recall_by_definition
 
@@ -19,6 +20,7 @@ TEACHER = F.normalize(torch.tensor([[math.cos(0.5 * i - 0.9 * j + 0.05 * i * j) 
                                     for i in range(12)], dtype=torch.float64))
 NARROW_TEACHER = F.normalize(torch.tensor([[math.cos(0.5 * i - 0.9 * j + 0.05 * i * j) for j in range(6)]
                                            for i in range(12)], dtype=torch.float64))
+PROXIES = torch.tensor([[math.cos(1.1 * k + 0.6 * j + 0.3) for j in range(6)] for k in range(4)], dtype=torch.float64)
 PROJECTION = torch.tensor([[math.sin(0.3 * i + 0.8 * j + 0.2) for j in range(6)] for i in range(10)],
                           dtype=torch.float64)
 LABELS = torch.tensor([i // 3 for i in range(12)])
@@ -83,6 +85,17 @@ def test_later_terms(name, dtype, device):
     found = copy.deepcopy(criterion).to(device, dtype)(STUDENT.to(device, dtype), teacher.to(device, dtype))
     assert found.dtype == dtype and found.dim() == 0
     assert found.item() == pytest.approx(expected, rel=0, abs=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_for_teachers(dtype, device):
+    proxy_anchor = ProxyAnchor(classes=4, embedding_size=6)
+    proxy_anchor.proxies.data = PROXIES.clone()
+    for criterion, expected in ((MultiSimilarity(), 0.8170484924), (proxy_anchor, 17.8949481999)):
+        found = criterion.to(device, dtype)(STUDENT.to(device, dtype), LABELS.to(device))
+        assert found.dtype == dtype and found.dim() == 0
+        assert found.item() == pytest.approx(expected, rel=0, abs=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

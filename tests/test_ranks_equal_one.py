@@ -13,6 +13,7 @@ from dataset import EvaluationLoader, FolderMetric
 from engine import ranks
 from engine.batchnorm import synchronised
 from engine.evaluation import embed
+from engine.losses import build_loss
 from engine.terms import Shapes
 from metric import pairsampler
 from metric.loss import LOSSES, RKdAngle
@@ -27,7 +28,8 @@ SHORT = ["--sync_bn", "--epochs", "1", "--lr", "1e-4", "--optimizer", "sgd", "--
 BATCH = 10  # 3 ranks take 3, 3 and 4 of it
 RATIOS = {"angle": "2", "dark": "0.5", "at": "10", "triplet": "3", "pkt": "30000", "similarity": "50"}
 SHAPES = Shapes(8, 16, *[[(8, 8, 8)] * 4] * 2)
-CASES = ([("triplet", loss, sample) for loss in LOSSES for sample in pairsampler.SAMPLERS]
+CASES = ([("loss", name, sample) for name, loss in LOSSES.items()
+          for sample in (pairsampler.SAMPLERS if "sampler" in loss.needs else ["all"])]
          + [("distil", term.name, RATIOS.get(term.name, "1")) for term in run_distill.TERMS])
 
 
@@ -45,13 +47,13 @@ def _gradients(case):
     # Pictures of noise are all alike; the negatives of a triplet then hang on the last digit.
     images *= torch.linspace(0.1, 1, BATCH).view(-1, 1, 1, 1)
     student.linear.requires_grad_(name not in ("at", "fitnet"))
-    criteria = {}
     model = ranks.parallel(student, CPU)
     start, stop = ranks.span(BATCH)
     torch.manual_seed(3)
-    if kind == "triplet":
-        criterion = LOSSES[name](margin=0.2, sampler=pairsampler.SAMPLERS[value]())
-        loss = criterion(*(ranks.gathered(rows, BATCH) for rows in (model(images[start:stop]), labels[start:stop])))
+    if kind == "loss":
+        criteria = {"loss": build_loss(run.build_parser().parse_args(["--loss", name, "--sample", value]), 5, 8)}
+        share = model(images[start:stop]), labels[start:stop]
+        loss = criteria["loss"](*(ranks.gathered(rows, BATCH) for rows in share))
     else:
         argv = ["--teacher_load", "unused", "--batch", str(BATCH), "--{}_ratio".format(name), value]
         args = run_distill.build_parser().parse_args(argv)
@@ -192,6 +194,8 @@ def _assert_same_epoch(tmp_path, count, script, argv, tolerance):
     (3, "run", ["--sample", "all"]),
     (3, "run", ["--sample", "distance"]),  # random, so that a generator out of step would show
     (2, "run", ["--sample", "random", "--loss", "contrastive"]),
+    (2, "run", ["--loss", "multi_similarity"]),
+    (3, "run", ["--loss", "proxy_anchor"]),
     (2, "run_distill", ["--dist_ratio", "1"]),
     (3, "run_distill", ["--angle_ratio", "2"]),
     (2, "run_distill", ["--dark_ratio", "0.1"]),

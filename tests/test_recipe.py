@@ -67,6 +67,7 @@ def test_the_command_line_wins(recipe, capsys):
     ({"data": 5}, "--data can't be 5"),
     ({"data": "a\0b"}, "--data can't be"),
     ({"sample": "none"}, "argument --sample: invalid choice: 'none'"),
+    ({"loss": "none"}, "argument --loss: 'none' is none of "),
     ({"save_dir": "x"}, "--save_dir is no part of a recipe; give it on the command line"),
     ({"recipe": "x"}, "--recipe is no part of a recipe"),
     ({"mode": "eval"}, "--mode is no part of a recipe"),
@@ -112,6 +113,17 @@ def test_the_options_of_a_file_may_be_idle(recipe, capsys):
     assert "--lr_decay_epochs does nothing with --schedule cosine" in line
 
 
+def test_a_loss_that_is_typed_leaves_options_of_others_in_the_file_idle(recipe, capsys):
+    path = recipe({"loss": "proxy_anchor", "proxy_margin": 0.2, "proxy_lr": 10})
+    line = failure(capsys, run.main, ["--recipe", path, "--loss", "l2_triplet", "--load", "nowhere.pth"])
+    assert "nowhere.pth: no such file" in line
+    line = failure(capsys, run.main, ["--recipe", path, "--sample", "distance", "--load", "nowhere.pth"])
+    assert "--sample does nothing with --loss proxy_anchor; leave it out" in line
+    path = recipe({"loss": "l2_triplet", "sample": "distance", "margin": 0.3})
+    line = failure(capsys, run.main, ["--recipe", path, "--loss", "proxy_anchor", "--load", "nowhere.pth"])
+    assert "nowhere.pth: no such file" in line
+
+
 def test_what_is_typed_settles_what_belongs_to_it(recipe, pictures, capsys):
     options = dict(vars(run.build_parser().parse_args([])), dataset="folder", data=str(pictures), load="nowhere.pth")
     whole = recipe({"script": "run.py", "options": options})
@@ -153,8 +165,12 @@ def test_a_recipe_is_for_training(whole, capsys):
     assert line.endswith("--recipe does nothing with --mode eval; leave it out")
 
 
-@pytest.mark.parametrize("name", sorted(os.listdir(RECIPES)))
-@pytest.mark.parametrize("script", [run, run_distill], ids=lambda script: script.__name__)
+def scripts_of(name):
+    return [run] if "loss" in json.loads(read(RECIPES, name)) else [run, run_distill]
+
+
+@pytest.mark.parametrize("name, script", [(name, script) for name in sorted(os.listdir(RECIPES))
+                                          for script in scripts_of(name)], ids=str)
 def test_the_recipes_in_examples_train(pictures, teacher, tmp_path, capsys, name, script):
     words = ["--recipe", os.path.join(RECIPES, name), "--base", "tiny"] + SMALL
     if script is run:

@@ -2,6 +2,7 @@
 import json
 import re
 import signal
+import sys
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import run
 import run_distill
 from conftest import argv_for, distil_for, make_pictures, options_for, without_labels
 from dataset import load_splits
-from engine import data
-from processes import at_step, complete
+from engine import data, ranks
+from processes import at_step, call_in_ranks, complete
 from results import answer, assert_same_run, failure, read
 
 FAST = ["--lr", "1e-2", "--epochs", "4", "--precision", "fp32"]
@@ -209,3 +210,19 @@ def test_a_test_set_alone_has_no_classes_to_hold_out(classes, selected, tmp_path
     (tmp_path / "test").symlink_to(classes)
     argv = ["--mode", "eval", "--load", str(selected["val"] / "best.pth"), "--data", str(tmp_path), *HELD_OUT]
     assert "there is no training set of which classes could be held out" in failure(capsys, run.main, argv)
+
+
+def _train(argv, out):
+    if ranks.is_first():
+        sys.stdout = open(out, "w")
+    assert run.main(argv) == 0
+    sys.stdout.flush()
+
+
+def test_two_processes_hold_out_and_select_like_one(classes, selected, tmp_path):
+    argv = options_for(classes, *FAST, *HELD_OUT, "--select", "val", "--sync_bn", "--save_dir", tmp_path / "run")
+    call_in_ranks(2, _train, argv, str(tmp_path / "out"))
+    for split in ("val", "test"):  # each network's own rounding decides later on
+        assert recalls_of(tmp_path / "run", split)[0] == recalls_of(selected["val"], split)[0]
+    recalls = recalls_of(tmp_path / "run", "val")
+    assert results_of(tmp_path / "run")["Best epoch"] == str(recalls.index(max(recalls)))

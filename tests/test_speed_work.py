@@ -167,9 +167,9 @@ def test_a_teacher_is_measured_once(teacher, tmp_path, capsys, monkeypatch):
         line for line in first if "loss" not in line]
     assert again.index(words[0]) < again.index(words[1]) < again.index(next(line for line in again if "loss" in line))
     assert distil("--no_train_recall").count(words[1]) == 1
-    for more in (["--recall", "2"], ["--image_size", "36"]):  # other figures, other pictures
+    for more in (["--recall", "2"], ["--metrics", "mrr"], ["--image_size", "36"]):  # other figures, other pictures
         assert not set(words) & set(distil(*more)), more
-    for damaged in ("", "{}", "[]", '{"recalls": {"1": null}, "spread": 1}'):
+    for damaged in ("", "{}", "[]", '{"recalls": {"1": null}, "spread": 1, "more": {}}'):
         for name in kept(cache):
             with open(os.path.join(cache, name), "w") as file:
                 file.write(damaged)
@@ -191,7 +191,7 @@ def test_what_was_measured_goes_with_the_cache_of_its_pictures(teacher, tmp_path
     assert len(kept(cache)) == 2
     with open(os.path.join(cache, kept(cache)[0])) as file:
         found = json.load(file)
-    assert set(found) == {"recalls", "spread"} and set(found["recalls"]) == {"1"}
+    assert set(found) == {"recalls", "spread", "more"} and set(found["recalls"]) == {"1"}
     assert caches.main([cache, "--clear"]) == 0
     assert os.listdir(cache) == []
     assert run_distill.main(distil_for(teacher, *options, "--cache", "off")) == 0

@@ -4,7 +4,8 @@ import os
 
 # The options that are paths, and their values that are none.
 PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (), "recipe": (),
-         "pretrained": ("imagenet", "none"), "teacher_pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
+         "gallery_load": (), "projection": ("auto", "linear"), "pretrained": ("imagenet", "none"),
+         "teacher_pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
 
 
 def absolute(options):

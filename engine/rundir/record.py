@@ -14,6 +14,7 @@ import torch
 from dataset.files import digest_of
 from engine import ranks
 from engine.errors import TrainingError, UsageError
+from engine.evaluation import TITLES
 from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, write_json,
                                  write_tensors, write_text)
 from engine.rundir.paths import absolute, is_path
@@ -152,6 +153,9 @@ class RunRecord:
             self._select(epoch, measurements)
             line["recall"] = {split: {str(k): value for k, value in measurement.recalls.items()}
                               for split, measurement in measurements.items()}
+            for name in self.options["metrics"][1:]:  # the first one is "recall"
+                line[name] = {split: measurement.more[name] for split, measurement in measurements.items()
+                              if name in measurement.more}
             line["spread"] = {split: measurement.spread for split, measurement in measurements.items()}
             line.update(select=self.options["select"], best_epoch=self.best_epoch)
         self.log.append(json.dumps(dict(line, **figures or {})))
@@ -217,14 +221,21 @@ class RunRecord:
 
     def finish(self, bests):
         """Write ``result.txt``, in percent: the recalls that are called the best, [(name, split)], and the last one of
-        the test set; then how the best epoch was selected."""
+        the test set; those of the validation set; the other measures; how the best epoch was selected."""
         if not self.writes:
             return
-        lines = [(name, self.shown_best(split)) for name, split in bests] + [("Final", self.final["test"])]
+        recall = "Recall@{}".format(self.k)
+        lines = [(name, recall, self.shown_best(split)) for name, split in bests]
+        lines += [("Final", recall, self.final["test"])]
         if "val" in self.final:
-            lines += [("Best Val", self.shown_best("val")), ("Final Val", self.final["val"])]
+            lines += [("Best Val", recall, self.shown_best("val")), ("Final Val", recall, self.final["val"])]
+        for which, line in (("Best", self.log[self.best_epoch]), ("Final", self.log[-1])):
+            for name in self.options["metrics"][1:]:  # those of best.pth and of last.pth
+                values = json.loads(line)[name]
+                lines += [(which + title, TITLES.get(name, name), values[split])
+                          for split, title in (("test", ""), ("val", " Val")) if split in values]
         write_text(self._path(RESULT), "".join(
-            ["{} Recall@{}: {:.4f}\n".format(what, self.k, 100 * value) for what, value in lines] + [
+            ["{} {}: {:.4f}\n".format(which, measure, 100 * value) for which, measure, value in lines] + [
                 "Selected by: {}\n".format(self.options["select"]),
                 "Best epoch: {}\n".format(self.best_epoch), "Last epoch: {}\n".format(len(self.log) - 1)]))
 

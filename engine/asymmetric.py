@@ -1,0 +1,126 @@
+"""Asymmetric evaluation: ``run.py --mode eval --load STUDENT --gallery_load TEACHER``. One network embeds the queries,
+another one what they search in: a phone asks a server whose pictures a large network has embedded.
+
+Both sides are L2-normalised. It needs a student in its teacher's space. Where its embeddings reach that space through a
+linear map, P, this was left beside its best.pth as projection.pth: {"weight": gallery's width x queries' width}.
+"""
+import os
+
+import torch
+import torch.nn.functional as F
+
+from engine import arguments, options
+from engine.errors import UsageError
+from engine.evaluation import embed_finite, measurement, tell, titled
+from engine.interruption import deferred_interruptions
+from engine.networks import NETWORK_OPTIONS
+from engine.rundir import BEST, PROJECTION
+from model import WeightsError, check_finite, find_backbone, read_tensors
+
+GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
+OPTIONS = ("gallery_load", "projection") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
+
+
+def add_gallery_options(parser):
+    group = options.add_network_options(parser, "asymmetric evaluation: the gallery's network (--mode eval)",
+                                        "gallery_")
+    group.add_argument("--gallery_load", type=arguments.path, metavar="PATH",
+                       help="the network of --load, a student, embeds the queries, and this one, its teacher, what "
+                            "they search in. That works for students distilled with --regression_ratio or "
+                            "--csd_ratio, which learn the teacher's space ([teacher's space] in run_distill.py "
+                            "--help). All other terms compare relations or maps (RKD, DarkRank, PKT, similarity KL, "
+                            "relaxed contrastive, attention transfer, FitNet, triplet) and leave the student's space "
+                            "its own: about what chance gives. What you don't give of the network is taken from the "
+                            "file and from the config.json beside it")
+    group.add_argument("--projection", type=arguments.path, metavar="FILE",
+                       help="a linear map from the space of --load to that of --gallery_load; without this option the "
+                            "projection.pth beside --load, if there is one")
+    return group
+
+
+def check_gallery(args, given):
+    """Refuse (UsageError) options that do nothing without ``--gallery_load``, and that one without ``--load``."""
+    if args.gallery_load is None:
+        arguments.refuse_idle(given, OPTIONS, "without --gallery_load")
+    elif args.load is None:
+        raise UsageError("--gallery_load needs --load, the network of the queries")
+
+
+def open_projection(run):
+    """Return the map that leads from the queries' space to the gallery's, a matrix; None where they are one.
+
+    Raises:
+        UsageError: it is missing, or doesn't fit. WeightsError: its file can't be used.
+    """
+    args = run.args
+    if args.gallery_load is None:
+        return None
+    theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
+    beside = os.path.join(os.path.dirname(args.load), PROJECTION)
+    path = args.projection or (beside if os.path.lexists(beside) else None)
+    if path is None:
+        if ours != theirs:
+            raise UsageError("{} has {} dimensions, {} has {}: needed is the projection.pth that run_distill.py leaves "
+                             "beside best.pth with --regression_ratio or --csd_ratio (--projection FILE)".format(
+                                 args.load, ours, args.gallery_load, theirs))
+        return None
+    weight = _read(path)
+    if tuple(weight.shape) != (theirs, ours):
+        problem = "{} leads from {} dimensions to {}, and {} has {}, {} has {}".format(
+            path, *reversed(weight.shape), args.load, ours, args.gallery_load, theirs)
+        if args.projection or ours != theirs:
+            raise UsageError(problem + "; it belongs to other networks")
+        print("Note: {}, so it is not used".format(problem), flush=True)
+        return None
+    print("Projection: {}, from {} dimensions to {}".format(path, ours, theirs), flush=True)
+    if not args.projection and os.path.basename(args.load) != BEST:
+        print("Warning: {} belongs to the {} beside it; {} may be of another epoch".format(
+            path, BEST, args.load), flush=True)
+    return weight
+
+
+def _width(args, prefix):
+    """Return the dimensions of the embeddings of the network whose options have this prefix."""
+    return getattr(args, prefix + "embedding_size") or find_backbone(getattr(args, prefix + "base")).output_size
+
+
+def _read(path):
+    content = read_tensors(path)
+    weight = content.get("weight") if isinstance(content, dict) and len(content) == 1 else None
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        raise WeightsError("{} is no projection: it must hold one matrix, called weight".format(path))
+    check_finite(path, content)
+    return weight.float()
+
+
+@deferred_interruptions()
+def evaluate_across(run, network, gallery_network, projection, loaders):
+    """Measure ``network``, whose queries search in what ``gallery_network`` embeds, on each split; print the lines, and
+    return {split: Measurement}.
+
+    The pictures of a split that has a gallery search in it, and nothing is left out. Others search in all pictures of
+    their split but their own, and there each network alone is measured, too, as it comes.
+
+    Args:
+        projection: from ``open_projection``. loaders: {split: its ``EvaluationLoader``}.
+
+    Raises: as ``evaluate_splits``.
+    """
+    args, results = run.args, {}
+    print("Queries: {}. Gallery: {}".format(args.load, args.gallery_load), flush=True)
+    for split, loader in loaders.items():
+        paired = loader.gallery is None
+        ours, labels = embed_finite(network, loader, run.device, "{} set".format(split), run.precision)
+        theirs, gallery_labels = embed_finite(gallery_network, loader if paired else loader.gallery, run.device,
+                                              "gallery of the {} set".format(split), run.precision)
+        queries = ours if projection is None else F.linear(ours, projection.to(ours.device))
+        results[split] = measurement((F.normalize(queries), labels), args, (F.normalize(theirs), gallery_labels),
+                                     paired)
+        tell(results[split], split, epoch=0)
+        if paired:
+            for path, embeddings in ((args.load, ours), (args.gallery_load, theirs)):
+                alone = titled(measurement((embeddings, labels), args))
+                print("For comparison, queries and gallery of the {} set by {}: {}".format(
+                    split, path, ", ".join("{} {:.4f}".format(*item) for item in (
+                        (title, 100 * value) for title, value in alone.items()))), flush=True)
+    return results
