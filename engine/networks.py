@@ -139,8 +139,9 @@ def adopt_data(args, given, file, is_teacher):
     if changes:
         source = os.path.join(os.path.dirname(file.path), CONFIG) if "dataset" in file.options else file.path
         print("From {}: {}".format(source, in_words(changes)))
-    if is_teacher and args.val_classes > file.options.get(HELD_OUT, 0) and all(
-            name in file.options and equal(name, file.options[name], getattr(args, name)) for name in ("dataset", "data")):
+    same = all(name in file.options and equal(name, file.options[name], getattr(args, name))
+               for name in ("dataset", "data"))
+    if is_teacher and same and args.val_classes > file.options.get(HELD_OUT, 0):
         print("Warning: {} was trained on classes that --val_classes {} holds out here, so their recall flatters the "
               "student; train the teacher with the same --val_classes".format(file.path, args.val_classes))
 
