@@ -18,7 +18,7 @@ from engine.rundir import BEST, PROJECTION
 from model import WeightsError, check_finite, find_backbone, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
-OPTIONS = ("gallery_load", "projection") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
+OPTIONS = ("gallery_load", "projection_load") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
 
 
 def add_gallery_options(parser):
@@ -32,7 +32,7 @@ def add_gallery_options(parser):
                             "relaxed contrastive, attention transfer, FitNet, triplet) and leave the student's space "
                             "its own: about what chance gives. What you don't give of the network is taken from the "
                             "file and from the config.json beside it")
-    group.add_argument("--projection", type=arguments.path, metavar="FILE",
+    group.add_argument("--projection_load", type=arguments.path, metavar="FILE",
                        help="a linear map from the space of --load to that of --gallery_load; without this option the "
                             "projection.pth beside --load, if there is one")
     return group
@@ -57,23 +57,23 @@ def open_projection(run):
         return None
     theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
     beside = os.path.join(os.path.dirname(args.load), PROJECTION)
-    path = args.projection or (beside if os.path.lexists(beside) else None)
+    path = args.projection_load or (beside if os.path.lexists(beside) else None)
     if path is None:
         if ours != theirs:
             raise UsageError("{} has {} dimensions, {} has {}: needed is the projection.pth that run_distill.py leaves "
-                             "beside best.pth with --regression_ratio or --csd_ratio (--projection FILE)".format(
+                             "beside best.pth with --regression_ratio or --csd_ratio (--projection_load FILE)".format(
                                  args.load, ours, args.gallery_load, theirs))
         return None
     weight = _read(path)
     if tuple(weight.shape) != (theirs, ours):
         problem = "{} leads from {} dimensions to {}, and {} has {}, {} has {}".format(
             path, *reversed(weight.shape), args.load, ours, args.gallery_load, theirs)
-        if args.projection or ours != theirs:
+        if args.projection_load or ours != theirs:
             raise UsageError(problem + "; it belongs to other networks")
         print("Note: {}, so it is not used".format(problem), flush=True)
         return None
     print("Projection: {}, from {} dimensions to {}".format(path, ours, theirs), flush=True)
-    if not args.projection and os.path.basename(args.load) != BEST:
+    if not args.projection_load and os.path.basename(args.load) != BEST:
         print("Warning: {} belongs to the {} beside it; {} may be of another epoch".format(
             path, BEST, args.load), flush=True)
     return weight

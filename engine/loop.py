@@ -12,7 +12,7 @@ from engine.errors import TrainingError
 from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import for_evaluation
-from engine.optimisation import Schedule, criterion_groups, make_optimizer, parameter_groups
+from engine.optimisation import Schedule, make_optimizer, parameter_groups
 from engine.training import Training
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
@@ -47,7 +47,7 @@ def fit(job):
         the parts that the options are for.
     """
     run, args, record = job.run, job.run.args, job.run.record
-    groups = parameter_groups(job.network, args) + criterion_groups(job.criteria)
+    groups = parameter_groups(job.network, args, job.criteria.values())
     optimizer = make_optimizer(groups, args)
     training = Training(job.network, optimizer, Schedule(job.network, optimizer, groups, args), run.precision,
                         run.device, {name: trained.module for name, trained in job.criteria.items()}, job.kept)

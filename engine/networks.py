@@ -10,7 +10,7 @@ from engine.batchnorm import synchronised
 from engine.device import compiled, place
 from engine.errors import UsageError
 from engine.options import LARGEST_IMAGE, SMALLEST_IMAGE
-from engine.rundir import CONFIG, read_config
+from engine.rundir import CONFIG, equal, read_config
 from model import (BACKBONES, POOLS, LinearEmbedding, WeightsError, build_backbone, check_backbone, find_backbone,
                    fused, read_weights, recognise)
 
@@ -18,8 +18,9 @@ NETWORK_OPTIONS = ("base", "embedding_size", "l2normalize", "pool")
 # What they are in a config.json.
 DATA_OPTIONS = {"dataset": str, "data": str, "image_size": int, "resize": str, "skip_broken": bool,
                 "skip_single": bool, "truncated": str}
+HELD_OUT = "val_classes"  # a student takes this from its teacher's config.json; to measure a network needs none
 OF_ANY_DATA = ("image_size", "resize")  # those that hold for other pictures, too
-KINDS = dict(DATA_OPTIONS, base=str, embedding_size=int, l2normalize=bool, pool=str)
+KINDS = dict(DATA_OPTIONS, val_classes=int, base=str, embedding_size=int, l2normalize=bool, pool=str)
 
 NOTED = ("base", "l2normalize", "pool") + OF_ANY_DATA  # in a file, see ``LinearEmbedding``
 
@@ -103,6 +104,7 @@ def _checked(values, source, advice, names):
     options = {name: value for name, value in values.items() if name in names}
     for name, value in options.items():
         if (type(value) is not KINDS[name] or name == "image_size" and not SMALLEST_IMAGE <= value <= LARGEST_IMAGE
+                or name == HELD_OUT and value < 0
                 or name == "resize" and value not in RESIZES or name == "pool" and value not in POOLS
                 or name == "truncated" and value not in TRUNCATED):
             raise WeightsError("{} gives {} the value {}; {}".format(
@@ -125,9 +127,10 @@ def adopt_network(args, given, file, prefix=""):
             setattr(args, prefix + name, value)
 
 
-def adopt_data(args, given, file):
+def adopt_data(args, given, file, is_teacher):
     """Set the data options that are not given to those that the network in a ``NetworkFile`` was trained with."""
-    taken = {name: file.options[name] for name in DATA_OPTIONS if name not in given and name in file.options}
+    names = list(DATA_OPTIONS) + [HELD_OUT] * (is_teacher and args.unlabelled is None)
+    taken = {name: file.options[name] for name in names if name not in given and name in file.options}
     if "dataset" in given and args.dataset != file.options.get("dataset"):
         taken = {name: value for name, value in taken.items() if name in OF_ANY_DATA}  # the rest is of another set
     changes = {name: value for name, value in taken.items() if getattr(args, name) != value}
@@ -136,6 +139,11 @@ def adopt_data(args, given, file):
     if changes:
         source = os.path.join(os.path.dirname(file.path), CONFIG) if "dataset" in file.options else file.path
         print("From {}: {}".format(source, in_words(changes)))
+    same = all(name in file.options and equal(name, file.options[name], getattr(args, name))
+               for name in ("dataset", "data"))
+    if is_teacher and same and args.val_classes > file.options.get(HELD_OUT, 0):
+        print("Warning: {} was trained on classes that --val_classes {} holds out here, so their recall flatters the "
+              "student; train the teacher with the same --val_classes".format(file.path, args.val_classes))
 
 
 def adopt_image_size(args, given, base):

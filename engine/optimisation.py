@@ -65,27 +65,25 @@ def rate_of(args, epoch):
     return min(1, epoch / (args.warmup_epochs + 1)) * SCHEDULES[args.schedule](args, epoch)
 
 
-def parameter_groups(network, args):
-    """Return the ``Group``s of an embedding network: one, or with --head_lr two, the backbone and the head.
+def parameter_groups(network, args, criteria=()):
+    """Return the ``Group``s of an embedding network, one, or with --head_lr two, the backbone and the head; then those
+    of ``criteria``, what is ``Trained`` beside it.
 
     Raises:
         UsageError: an option is for a part that the network does not have, or that is not trained.
     """
-    head = _head(network)
-    if (args.head_epochs or args.head_lr != 1) and not any(parameter.requires_grad for parameter in head):
+    head, beside = _head(network), [Group(list(module.parameters()), factor) for module, factor in criteria]
+    beside = [group for group in beside if group.parameters]
+    # What is trained beside the network at the head's rate is part of it: a projection, FitNet's convolution.
+    new = head + [parameter for group in beside if group.factor == args.head_lr for parameter in group.parameters]
+    if (args.head_epochs or args.head_lr != 1) and not any(parameter.requires_grad for parameter in new):
         raise UsageError("--{} does nothing here: the network has no head that is trained; leave it out".format(
             "head_epochs" if args.head_epochs else "head_lr"))
     if args.freeze_bn and not _batchnorms(network):
         raise UsageError("--freeze_bn does nothing here: the network has no BatchNorm; leave it out")
     if args.head_lr == 1:
-        return [Group(list(network.parameters()), 1)]
-    return [Group(_backbone(network), 1), Group(head, args.head_lr)]
-
-
-def criterion_groups(criteria):
-    """Return the ``Group``s of {name: ``Trained``}."""
-    groups = [Group(list(module.parameters()), factor) for module, factor in criteria.values()]
-    return [group for group in groups if group.parameters]
+        return [Group(list(network.parameters()), 1)] + beside
+    return [Group(_backbone(network), 1), Group(head, args.head_lr)] + beside
 
 
 def make_optimizer(groups, args):

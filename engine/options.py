@@ -211,6 +211,13 @@ def check_shared(args, given, trains):
         raise UsageError("--zero_init_residual is for random weights: add --pretrained none")
     if trains and args.save_dir is None:
         refuse_idle(given, ("overwrite", "checkpoint_every"), "without --save_dir")
+
+
+def check_data(args):
+    """Refuse (UsageError) a data set that is not known, ``--download`` for one that can't be fetched, and classes that
+    can't be held out."""
+    if args.dataset not in DATASETS:  # a network's config.json may name any
+        raise UsageError("--dataset {} is not known here; there are {}".format(args.dataset, ", ".join(DATASETS)))
     if args.val_classes == 1:
         raise UsageError("--val_classes 1: a recall needs at least 2 classes to tell apart")
     if args.val_classes and getattr(args, "unlabelled", None) is not None:
@@ -218,12 +225,6 @@ def check_shared(args, given, trains):
                          "them out".format(args.val_classes))
     if args.select == "val" and not args.val_classes:
         raise UsageError("--select val needs --val_classes N, the number of training classes that are held out")
-
-
-def check_data(args):
-    """Refuse (UsageError) a data set that is not known, and ``--download`` for one that can't be fetched."""
-    if args.dataset not in DATASETS:  # a network's config.json may name any
-        raise UsageError("--dataset {} is not known here; there are {}".format(args.dataset, ", ".join(DATASETS)))
     data_set = DATASETS[args.dataset]
     if args.download and not data_set.can_download:
         raise UsageError("--download does nothing with --dataset {}; leave it out{}".format(

@@ -87,7 +87,7 @@ def _read_files(args, given, networks, data_options_from, is_resumed):
         adopt_network(args, set(vars(args)) if is_resumed else given, files[prefix], prefix)
         if not is_resumed:
             if prefix == data_options_from:
-                adopt_data(args, given, files[prefix])
+                adopt_data(args, given, files[prefix], is_teacher=bool(prefix))
             tell_guesses(args, given, files[prefix], prefix, with_data=prefix == data_options_from)
     if not is_resumed and (data_options_from or "") not in files:
         adopt_image_size(args, given, getattr(args, (data_options_from or "") + "base"))

@@ -20,7 +20,7 @@ Where each formula is, with its shapes and corner cases:
     Recall@K, also in a gallery      recall_by_definition in metric.retrieval; recall there is the fast way, and
                                        metric.exact the last step of it
     MAP@R, R-precision, MRR          measures_by_definition in metric.measures; measures there is the fast way, and
-                                       metric.ranks the ranks that the first two are made of
+                                       metric.rnearest the ranks that the first two are made of
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.pml        the losses of the package pytorch-metric-learning for run.py --loss pml/NAME

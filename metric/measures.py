@@ -2,7 +2,7 @@
 
 To understand them, read `measures_by_definition`; `measures` gives the same numbers faster: recall and MRR from
 `metric.retrieval` (how many negatives are at least as close as the nearest positive), MAP@R and R-precision from
-`metric.ranks` (which ranks the positives have among the R nearest).
+`metric.rnearest` (which ranks the positives have among the R nearest).
 """
 
 import collections
@@ -12,7 +12,7 @@ import math
 import torch
 
 from metric.contracts import full_precision
-from metric.ranks import among_the_r_nearest, count_positives
+from metric.rnearest import among_the_r_nearest, count_positives
 from metric.retrieval import (check_searched, checked_ks, hits_at, prepared, rankings_by_definition,
                               recall_by_definition, settled_counts)
 

@@ -92,7 +92,7 @@ def test_a_student_in_its_teachers_space_is_as_good_as_the_teacher(pair, picture
     torch.save({"weight": turn.t().contiguous()}, str(tmp_path / "back.pth"))
     argv = EVAL + ["--load", tmp_path / "turned.pth", "--gallery_load", pair[1] / "best.pth", "--dataset", "folder"]
     argv += ["--data", pictures]
-    code, out, errors = answer(capsys, run.main, argv + ["--projection", tmp_path / "back.pth"])
+    code, out, errors = answer(capsys, run.main, argv + ["--projection_load", tmp_path / "back.pth"])
     assert code == 0, errors
     alone = dict(re.findall(r"^For comparison, .* of the (\w+) set by .*teacher/best.pth: Recall@1 (.*)$", out, re.M))
     assert {split: value for (_, split), value in printed(out).items()} == alone and "100.0000" not in alone.values()
@@ -118,14 +118,14 @@ def test_projections_that_do_not_fit(pair, tmp_path, capsys):
         *EVAL, "--load", teacher, "--gallery_load", student)
     for shape, words in (((8, 5), "leads from 5 dimensions to 8"), ((4, 8), "leads from 8 dimensions to 4")):
         torch.save({"weight": torch.zeros(shape)}, str(tmp_path / "other.pth"))
-        assert words in refused(*argv_of(pair, "--projection", tmp_path / "other.pth"))
+        assert words in refused(*argv_of(pair, "--projection_load", tmp_path / "other.pth"))
     matrix = torch.zeros(8, 4)
     for content in ({"weight": matrix[0]}, matrix, {"weight": matrix, "bias": matrix[0]}, {"weight": matrix.long()}):
         torch.save(content, str(tmp_path / "odd.pth"))
-        assert "is no projection" in refused(*argv_of(pair, "--projection", tmp_path / "odd.pth"))
+        assert "is no projection" in refused(*argv_of(pair, "--projection_load", tmp_path / "odd.pth"))
     torch.save({"weight": torch.full((8, 4), float("nan"))}, str(tmp_path / "odd.pth"))
-    assert "not finite" in refused(*argv_of(pair, "--projection", tmp_path / "odd.pth"))
-    assert "no such file" in refused(*argv_of(pair, "--projection", tmp_path / "nowhere.pth"))
+    assert "not finite" in refused(*argv_of(pair, "--projection_load", tmp_path / "odd.pth"))
+    assert "no such file" in refused(*argv_of(pair, "--projection_load", tmp_path / "nowhere.pth"))
 
 
 def test_a_projection_beside_the_weights_that_is_another_epochs_or_for_another_gallery(pair, capsys):
@@ -141,7 +141,7 @@ def test_a_projection_beside_the_weights_that_is_another_epochs_or_for_another_g
 
 @pytest.mark.parametrize("more, expected", [
     (["--mode", "eval", "--gallery_base", "tiny"], "--gallery_base does nothing without --gallery_load"),
-    (["--mode", "eval", "--projection", "p.pth"], "--projection does nothing without --gallery_load"),
+    (["--mode", "eval", "--projection_load", "p.pth"], "--projection_load does nothing without --gallery_load"),
     (["--mode", "eval", "--gallery_load", "nowhere.pth"], "--gallery_load needs --load"),
     (["--gallery_load", "nowhere.pth"], "--gallery_load does nothing with --mode train"),
 ])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import run
-from engine.optimisation import Schedule, Trained, criterion_groups, make_optimizer, parameter_groups
+from engine.optimisation import Schedule, Trained, make_optimizer, parameter_groups
 from engine.precision import Precision
 from engine.rundir.state import TRAINING
 from engine.training import Training
@@ -22,7 +22,7 @@ def made(seed):
     args = run.build_parser().parse_args(["--lr", "1e-3"])
     network = LinearEmbedding(TinyResNet(pretrained=False), TinyResNet.output_size, 4)
     criteria = {"proxies": Trained(nn.Linear(4, 3, bias=False), 100), "plain": Trained(nn.ReLU(), 1)}
-    groups = parameter_groups(network, args) + criterion_groups(criteria)
+    groups = parameter_groups(network, args, criteria.values())
     optimizer = make_optimizer(groups, args)
     return Training(network, optimizer, Schedule(network, optimizer, groups, args), Precision("fp32", CPU), CPU,
                     {name: trained.module for name, trained in criteria.items()}, {"beside.pth": "proxies"})

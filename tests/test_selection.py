@@ -121,6 +121,15 @@ def test_a_student_is_selected_by_the_validation_classes(classes, selected, tmp_
     assert results["Selected by"] == "val" and results["Best epoch"] == str(epoch)
 
 
+@pytest.mark.parametrize("held_out, taken, warned", [
+    ([], "2", False), (["--val_classes", "2"], "2", False), (["--val_classes", "3"], "3", True)])
+def test_a_student_holds_out_what_its_teacher_has_not_seen(selected, capsys, held_out, taken, warned):
+    argv = distil_for(selected["val"], "--dist_ratio", "1", "--epochs", "1", *held_out)
+    code, out, _ = answer(capsys, run_distill.main, argv)
+    assert code == 0 and '"val_classes": {},'.format(taken) in out
+    assert ("was trained on classes that --val_classes 3 holds out here" in out) == warned
+
+
 @pytest.mark.parametrize("way", ["val", "last"])
 def test_a_stopped_run_goes_on_to_the_same_selection(classes, tmp_path, way):
     more = [*HELD_OUT, "--select", way, "--eval_every", "2"]
@@ -143,8 +152,9 @@ def test_a_run_of_a_version_without_these_options_goes_on(pictures, whole, tmp_p
     assert complete("run", argv, tmp_path / "out", at_step, 3, signal.raise_signal, signal.SIGTERM) == 143
     path = str(tmp_path / "run" / "checkpoint.pth")
     state = torch.load(path)
-    for name in ("select", "val_classes"):
+    for name in ("select", "val_classes", "metrics"):
         del state["options"][name]
+    del state["criteria"]
     torch.save(state, path)
     code, _, errors = answer(capsys, run.main, ["--resume", "--save_dir", tmp_path / "run", "--select", "last"])
     assert code == 2 and "--select test there, last here" in errors

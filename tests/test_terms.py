@@ -58,6 +58,12 @@ def test_projection_and_hint_are_trained(teacher, monkeypatch, capsys):
         assert moved.max().item() == pytest.approx(0.03, rel=1e-2) and (moved > 0.02).float().mean() > 0.9, name
 
 
+@pytest.mark.parametrize("term", [["--regression_ratio", "1", "--projection", "linear"], ["--fitnet_ratio", "1"]])
+def test_the_rate_of_the_head_is_for_what_is_trained_beside_a_network_without_one(teacher, capsys, term):
+    argv = distil_for(teacher, "--embedding_size", "0", "--epochs", "1", "--iter_per_epoch", "1", "--head_lr", "3")
+    assert answer(capsys, run_distill.main, argv + term)[0] == 0
+
+
 def test_a_projection_is_made_where_it_is_needed_or_asked_for(teacher, tmp_path, capsys):
     directory, wide = tmp_path / "run", ["--embedding_size", "8", "--epochs", "1", "--overwrite"]
     for words, expected in ((["--projection", "linear", "--csd_ratio", "1"], True), (["--csd_ratio", "1"], False),
