@@ -29,7 +29,7 @@ step "2/6 Evaluate the teacher" \
 step "3/6 Train a student of 16 dimensions by triplet loss alone" \
   run.py --mode train "${data[@]}" "${student[@]}" --sample distance --lr 1e-3 "${budget[@]}" --save_dir "$out/student_triplet"
 step "4/6 Distil the teacher into the same student by RKD" \
-  "${distil[@]}" --teacher_views 8 --dist_ratio 1 --angle_ratio 2 --l2normalize false --lr 1e-3 \
+  "${distil[@]}" --teacher_views 8 --dist_ratio 1 --angle_ratio 2 --l2normalize false --lr 3.3e-3 \
   --save_dir "$out/student_rkd"
 step "5/6 Distil the teacher into the same student by RKD and triplet loss" \
   "${distil[@]}" --teacher_views 8 --dist_ratio 1 --angle_ratio 2 --triplet_ratio 1 --lr 1e-3 \
