@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metric import exact, ranks, retrieval
+from metric import exact, retrieval, rnearest
 from metric.measures import measures_by_definition
 from metric.utils import MEASURES, measures, queries_without_match, recall
 from test_metric_known_answers import DEVICES, LABELS, STUDENT, TOLERANCE
@@ -58,9 +58,9 @@ def ways_to_search(e, labels):
 @pytest.fixture(params=["one block", "small blocks"])
 def blocks(request, monkeypatch):
     if request.param == "small blocks":
-        monkeypatch.setitem(ranks.DISTANCES, "cpu", 7 * 40)
-        monkeypatch.setattr(ranks, "COMPARED", 100)
-        for module in exact, ranks:
+        monkeypatch.setitem(rnearest.DISTANCES, "cpu", 7 * 40)
+        monkeypatch.setattr(rnearest, "COMPARED", 100)
+        for module in exact, rnearest:
             monkeypatch.setattr(module, "EXACT_DISTANCES", 5 * 40)
         monkeypatch.setattr(exact, "EXACT_ENTRIES", 100)
         monkeypatch.setitem(retrieval.BLOCK_SIDE, "cpu", 6)
@@ -143,8 +143,8 @@ def test_measures_when_the_bound_is_hopeless(classes, monkeypatch):
         self.squares += self.margin
 
     monkeypatch.setattr(retrieval._Embeddings, "__init__", worse)
-    monkeypatch.setattr(ranks, "CROWD", math.inf)
-    monkeypatch.setattr(ranks, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or difference(
+    monkeypatch.setattr(rnearest, "CROWD", math.inf)
+    monkeypatch.setattr(rnearest, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or difference(
         rows, queries, *args))
     assert_same(measures(e, labels, KNOWN), expected)
     assert sum(pairs) > 5000
@@ -153,7 +153,7 @@ def test_measures_when_the_bound_is_hopeless(classes, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS[:10])
 def test_measures_of_a_network_that_has_collapsed_take_few_differences(kind, monkeypatch):
     pairs, difference = [], exact.exact
-    for module in exact, ranks:
+    for module in exact, rnearest:
         monkeypatch.setattr(module, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or difference(
             rows, queries, *args))
     measures(collapsed(kind, 1000, 32, 0), torch.arange(1000) % 100, ["map@r"])
@@ -161,10 +161,10 @@ def test_measures_of_a_network_that_has_collapsed_take_few_differences(kind, mon
 
 
 def test_large_classes_are_settled_by_products_in_float64(monkeypatch):
-    pairs, left, neighbourhoods = [], [], ranks.neighbourhoods
-    monkeypatch.setattr(ranks, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or exact.exact(
+    pairs, left, neighbourhoods = [], [], rnearest.neighbourhoods
+    monkeypatch.setattr(rnearest, "exact", lambda rows, queries, *args: pairs.append(len(queries)) or exact.exact(
         rows, queries, *args))
-    monkeypatch.setattr(ranks, "neighbourhoods", lambda rows, waiting, reach: left.append(len(waiting)) or
+    monkeypatch.setattr(rnearest, "neighbourhoods", lambda rows, waiting, reach: left.append(len(waiting)) or
                         neighbourhoods(rows, waiting, reach))
     measures(random_matrix(500, 8, dtype=torch.float32), torch.arange(500) % 2, ["map@r"])
     assert left == [0] and sum(pairs) < 50  # of 500 x 499
@@ -180,23 +180,23 @@ def test_members_of_the_points_of_a_gallery():
 
 def test_measures_never_hold_more_than_a_block(monkeypatch):
     sizes, kept = [], []
-    addmm, settle = torch.addmm, ranks._Searches._settle
+    addmm, settle = torch.addmm, rnearest._Searches._settle
 
     def observed(self, which, lower, *args):
         kept.append(lower.numel())
         return settle(self, which, lower, *args)
 
     monkeypatch.setattr(torch, "addmm", lambda *args, **settings: sizes.append(addmm(*args, **settings)) or sizes[-1])
-    monkeypatch.setattr(ranks._Searches, "_settle", observed)
-    monkeypatch.setattr(ranks, "COMPARED", 50)
-    monkeypatch.setitem(ranks.DISTANCES, "cpu", 3 * 40)
-    monkeypatch.setattr(ranks, "EXACT_DISTANCES", 2 * 40)
+    monkeypatch.setattr(rnearest._Searches, "_settle", observed)
+    monkeypatch.setattr(rnearest, "COMPARED", 50)
+    monkeypatch.setitem(rnearest.DISTANCES, "cpu", 3 * 40)
+    monkeypatch.setattr(rnearest, "EXACT_DISTANCES", 2 * 40)
     e = random_matrix(40, 3)
-    monkeypatch.setattr(ranks, "CROWD", math.inf)
+    monkeypatch.setattr(rnearest, "CROWD", math.inf)
     measures(e, torch.arange(40) % 20, ["map@r"])
     assert max(matrix.numel() for matrix in sizes) == 3 * 40 and max(kept) <= 50
     sizes.clear()
-    monkeypatch.setattr(ranks, "CROWD", 0)
+    monkeypatch.setattr(rnearest, "CROWD", 0)
     measures(e, torch.arange(40) % 2, ["map@r"])
     assert max(matrix.numel() for matrix in sizes) == 2 * 40 and 20 <= max(kept) <= 50
 
