@@ -14,10 +14,11 @@ from engine.errors import UsageError
 from engine.evaluation import embed_finite, measurement, tell, titled
 from engine.interruption import deferred_interruptions
 from engine.networks import NETWORK_OPTIONS
-from engine.rundir import BEST, PROJECTION
+from engine.rundir import BEST, PROJECTION, equal, read_config
 from model import WeightsError, check_finite, find_backbone, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
+SPACE_TERMS = ("regression_ratio", "csd_ratio")  # those that make the student's space the teacher's
 OPTIONS = ("gallery_load", "projection_load") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
 
 
@@ -26,12 +27,12 @@ def add_gallery_options(parser):
                                         "gallery_")
     group.add_argument("--gallery_load", type=arguments.path, metavar="PATH",
                        help="the network of --load, a student, embeds the queries, and this one, its teacher, what "
-                            "they search in. That works for students distilled with --regression_ratio or "
-                            "--csd_ratio, which learn the teacher's space ([teacher's space] in run_distill.py "
-                            "--help). All other terms compare relations or maps (RKD, DarkRank, PKT, similarity KL, "
-                            "relaxed contrastive, attention transfer, FitNet, triplet) and leave the student's space "
-                            "its own: about what chance gives. What you don't give of the network is taken from the "
-                            "file and from the config.json beside it")
+                            "they search in. That works for students distilled with {}, which learn the teacher's "
+                            "space ([teacher's space] in run_distill.py --help). All other terms compare relations or "
+                            "maps (RKD, DarkRank, PKT, similarity KL, relaxed contrastive, attention transfer, FitNet, "
+                            "triplet) and leave the student's space its own: about what chance gives. What you don't "
+                            "give of the network is taken from the file and from the config.json beside it".format(
+                                _in_words()))
     group.add_argument("--projection_load", type=arguments.path, metavar="FILE",
                        help="a linear map from the space of --load to that of --gallery_load; without this option the "
                             "projection.pth beside --load, if there is one")
@@ -56,13 +57,18 @@ def open_projection(run):
     if args.gallery_load is None:
         return None
     theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
+    student = (read_config(os.path.dirname(args.load)) or {"options": {}})["options"]
+    _warn_of_other_spaces(args, student)
     beside = os.path.join(os.path.dirname(args.load), PROJECTION)
     path = args.projection_load or (beside if os.path.lexists(beside) else None)
     if path is None:
         if ours != theirs:
             raise UsageError("{} has {} dimensions, {} has {}: needed is the projection.pth that run_distill.py leaves "
-                             "beside best.pth with --regression_ratio or --csd_ratio (--projection_load FILE)".format(
-                                 args.load, ours, args.gallery_load, theirs))
+                             "beside best.pth with {} (--projection_load FILE)".format(
+                                 args.load, ours, args.gallery_load, theirs, _in_words()))
+        if student.get("projection") == "linear":
+            raise UsageError("{} was trained with --projection linear, and there is no {}: put it back, or give its "
+                             "place with --projection_load FILE".format(args.load, beside))
         return None
     weight = _read(path)
     if tuple(weight.shape) != (theirs, ours):
@@ -77,6 +83,20 @@ def open_projection(run):
         print("Warning: {} belongs to the {} beside it; {} may be of another epoch".format(
             path, BEST, args.load), flush=True)
     return weight
+
+
+def _warn_of_other_spaces(args, student):
+    """Warn of a student that did not learn the gallery network's space, by the options that it was trained with."""
+    if "teacher_load" in student and not any(student.get(name) for name in SPACE_TERMS):
+        print("Warning: {} was distilled without {}, so its space is its own; about what chance gives is to be "
+              "expected".format(args.load, _in_words()), flush=True)
+    elif student.get("teacher_load") and not equal("gallery_load", student["teacher_load"], args.gallery_load):
+        print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
+            args.load, student["teacher_load"], args.gallery_load), flush=True)
+
+
+def _in_words():
+    return " or ".join("--" + name for name in SPACE_TERMS)
 
 
 def _width(args, prefix):

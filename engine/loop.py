@@ -88,6 +88,9 @@ def fit(job):
             print("The run stops in epoch {} after batch {}; {}".format(
                 progress.epoch, progress.batch, record.advice()), flush=True)
         raise
+    if record.best_epoch == 0:
+        print("Note: no epoch was better than the untrained network, so best.pth is that one; more --epochs or "
+              "another --lr may help", flush=True)
     record.finish([(in_result, split) for _, in_result, split in bests])
 
 

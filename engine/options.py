@@ -172,9 +172,9 @@ def add_run_options(parser):
     group.add_argument("--list_backbones", action=_ListBackbones, help="print all backbones, and end")
     group.add_argument("--recall", type=positive_int, nargs="+", default=[1], metavar="K",
                        help="Recall@K is printed for each K; the first one selects best.pth")
-    group.add_argument("--metrics", choices=MEASURES, nargs="+", default=["recall"], metavar="NAME",
+    group.add_argument("--metrics", type=str.lower, choices=MEASURES, nargs="+", default=["recall"], metavar="NAME",
                        help="measures: {}; recall is always there, the others are means over the queries that have "
-                            "something to find".format(", ".join(MEASURES)))
+                            "something to find (docs/measures.md)".format(", ".join(MEASURES)))
     group.add_argument("--select", choices=("test", "val", "last"), default="test",
                        help="which epoch's weights are best.pth: that of the best recall of the test set, as "
                             "published; that of the best recall of --val_classes, which looks at no test picture; the "

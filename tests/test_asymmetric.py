@@ -1,4 +1,5 @@
 """Asymmetric evaluation: a student's queries in a teacher's gallery."""
+import os
 import pathlib
 import re
 import sys
@@ -107,6 +108,24 @@ def test_a_student_by_regression_brings_its_projection(teacher, tmp_path, capsys
     assert code == 0, errors
     assert "Projection: {}, from 4 dimensions to 8\n".format(tmp_path / "student" / "projection.pth") in out
     assert set(printed(out)) == {(1, "train"), (1, "test")}
+
+
+def test_a_student_that_can_not_search_there_is_told(teacher, tmp_path, capsys):
+    def trained(name, *words):
+        argv = distil_for(teacher, "--embedding_size", "8", *words, "--epochs", "1", "--save_dir", tmp_path / name)
+        assert answer(capsys, run_distill.main, argv)[0] == 0
+        return tmp_path / name
+
+    linear = trained("linear", "--csd_ratio", "1", "--projection", "linear")
+    os.remove(str(linear / "projection.pth"))
+    assert "was trained with --projection linear, and there is no {}".format(linear / "projection.pth") in failure(
+        capsys, run.main, argv_of((linear, pathlib.Path(teacher))))
+    plain, same = trained("plain", "--dist_ratio", "1"), trained("same", "--csd_ratio", "1")
+    for pair, warned in (((plain, teacher), "was distilled without --regression_ratio or --csd_ratio"),
+                         ((same, plain), "the teacher of {}/best.pth was {}".format(same, teacher)),
+                         ((same, teacher), None)):
+        code, out, _ = answer(capsys, run.main, argv_of(tuple(map(pathlib.Path, pair))))
+        assert code == 0 and ("Warning" in out) == bool(warned) and (not warned or warned in out)
 
 
 def test_projections_that_do_not_fit(pair, tmp_path, capsys):
