@@ -17,11 +17,12 @@ for folder in (HERE, os.path.dirname(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from comparefiles import METHODS, argv_of, read_comparison, refuse_unknown, student_run, teacher_run  # noqa: E402
-from comparejobs import Jobs, read_result, tidy, write_text  # noqa: E402
-from compareplot import plot  # noqa: E402
-from comparesearch import search  # noqa: E402
-from comparetables import Found, comma_separated, markdown  # noqa: E402
+from comparisons.files import (  # noqa: E402
+    METHODS, argv_of, read_comparison, refuse_unknown, student_trial, teacher_trial)
+from comparisons.plot import plot  # noqa: E402
+from comparisons.search import search  # noqa: E402
+from comparisons.tables import Found, comma_separated, markdown  # noqa: E402
+from comparisons.trials import Processes, read_result, tidy, write_text  # noqa: E402
 from dataset.files import locked  # noqa: E402
 from engine import arguments  # noqa: E402
 from engine.errors import TrainingError, UsageError, run_script  # noqa: E402
@@ -57,26 +58,26 @@ class Study:
         self.comparison, self.title, self.directory = comparison, title, args.save_dir
         self.extend, self.only = not args.no_extend, args.only or comparison.methods
         self.results = {}
-        self.teacher = teacher_run(comparison, args.save_dir)
+        self.teacher = teacher_trial(comparison, args.save_dir)
 
-    def result(self, run):
+    def result(self, trial):
         """Return the ``Result`` of a run, None if it is not over."""
-        if run.directory not in self.results:
-            result = read_result(run)
+        if trial.directory not in self.results:
+            result = read_result(trial)
             if result is None:
                 return None
-            self.results[run.directory] = result
-        return self.results[run.directory]
+            self.results[trial.directory] = result
+        return self.results[trial.directory]
 
-    def run_of(self, size, method, rate, seed):
-        return student_run(self.comparison, self.directory, size, method, rate, seed)
+    def trial_of(self, size, method, rate, seed):
+        return student_trial(self.comparison, self.directory, size, method, rate, seed)
 
     def searches(self):
         """Return the ``Search`` of each size and method."""
         comparison = self.comparison
 
         def outcome(size, method):
-            return lambda rate, seed: self.result(self.run_of(size, method, rate, seed))
+            return lambda rate, seed: self.result(self.trial_of(size, method, rate, seed))
 
         return [search(size, method, comparison.rates, comparison.seeds, outcome(size, method), self.extend)
                 for size in comparison.sizes for method in comparison.methods]
@@ -89,7 +90,7 @@ class Study:
         return self.students_waiting()
 
     def students_waiting(self):
-        return [self.run_of(found.size, found.method, rate, seed) for found in self.searches()
+        return [self.trial_of(found.size, found.method, rate, seed) for found in self.searches()
                 if found.method in self.only for rate, seed in found.waiting]
 
     def refuse_failed_teacher(self):
@@ -106,7 +107,7 @@ class Study:
                 # While rates are still tried, the first seed's weights may be those that are kept.
                 may_be_kept = seed == self.comparison.seeds[0] and result.failure is None and (
                     not found.is_chosen or rate == found.rate)
-                tidy(self.run_of(found.size, found.method, rate, seed), may_be_kept)
+                tidy(self.trial_of(found.size, found.method, rate, seed), may_be_kept)
 
     def found(self):
         """Return the rows of the table."""
@@ -130,8 +131,8 @@ def dimensions_of(teacher):
     return size or find_backbone(teacher["base"][0]).output_size or None
 
 
-def show(run):
-    return "python3 {} {}".format(run.script, " ".join(map(shlex.quote, argv_of(run))))
+def show(trial):
+    return "python3 {} {}".format(trial.script, " ".join(map(shlex.quote, argv_of(trial))))
 
 
 def tell(result):
@@ -141,12 +142,12 @@ def tell(result):
 
 def list_commands(study):
     waiting = study.waiting()
-    for run in waiting:
-        print(show(run))
+    for trial in waiting:
+        print(show(trial))
     if waiting == [study.teacher]:
         print("# then the students, each rate with the first seed:")
-        for run in study.students_waiting():
-            print(show(run))
+        for trial in study.students_waiting():
+            print(show(trial))
     if waiting:
         print("# then the other seeds at each best rate")
 
@@ -158,19 +159,19 @@ def carry_out(study, jobs):
         TrainingError: the teacher failed, or students failed in a way that may be mended.
     """
     study.refuse_failed_teacher()
-    processes = Jobs(jobs)
+    processes = Processes(jobs)
     try:
         while True:
-            waiting = [run for run in study.waiting() if run.directory not in processes.running]
-            for number, run in enumerate(waiting, 1):
+            waiting = [trial for trial in study.waiting() if trial.directory not in processes.running]
+            for number, trial in enumerate(waiting, 1):
                 if processes.has_room():
-                    print("Start {} ({} more wait)".format(run.directory, len(waiting) - number), flush=True)
-                    processes.start(run)
+                    print("Start {} ({} more wait)".format(trial.directory, len(waiting) - number), flush=True)
+                    processes.start(trial)
             if not processes.running:
                 return
-            run, result = processes.wait()
-            study.results[run.directory] = result
-            print("Over  {}: {}".format(run.directory, tell(result)), flush=True)
+            trial, result = processes.wait()
+            study.results[trial.directory] = result
+            print("Over  {}: {}".format(trial.directory, tell(result)), flush=True)
             study.refuse_failed_teacher()
             study.tidy()
             study.write()

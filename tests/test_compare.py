@@ -17,15 +17,13 @@ from results import answer, failure
 from tiny import TinyResNet
 
 import compare  # comparison has made these importable
-import comparefiles
-import comparejobs
-import comparesearch
+from comparisons import files, search, trials
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparejobs, "SCRIPTS", str(tmp_path))
-    monkeypatch.setattr(comparejobs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(trials, "SCRIPTS", str(tmp_path))
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0.01)
     return Place(tmp_path)
 
 
@@ -48,10 +46,10 @@ def test_the_rate_is_chosen_by_validation_and_the_test_classes_have_no_part_in_i
 
 
 def test_choices_see_validation_only():
-    assert comparesearch.choose_rate({1e-4: 0.5, 1e-3: 0.7, 1e-2: None}) == 1e-3
-    assert comparesearch.choose_rate({1e-2: 0.5, 1e-3: 0.5, 1e-4: 0.4}) == 1e-3  # of equals the lowest
-    assert comparesearch.choose_rate({1e-3: None}) is None
-    assert comparejobs.choose_epoch({0: 0.1, 2: 0.6, 3: 0.6, 4: 0.5}) == 2  # of equals the first, as best.pth
+    assert search.choose_rate({1e-4: 0.5, 1e-3: 0.7, 1e-2: None}) == 1e-3
+    assert search.choose_rate({1e-2: 0.5, 1e-3: 0.5, 1e-4: 0.4}) == 1e-3  # of equals the lowest
+    assert search.choose_rate({1e-3: None}) is None
+    assert trials.choose_epoch({0: 0.1, 2: 0.6, 3: 0.6, 4: 0.5}) == 2  # of equals the first, as best.pth
 
 
 def test_figures_of_the_table(place, capsys):
@@ -133,7 +131,7 @@ def test_weights_that_nothing_needs_are_deleted(place, capsys):
 
 def test_stopped_and_gone_on_with(place, capsys):
     place.figures(**{"one": [0.2, 0.1], "one 0.001 0": "wait", "one 0.01 0": "wait"})
-    program = "import sys; sys.path.insert(0, {!r}); import compare, comparejobs; comparejobs.SCRIPTS = {!r}; " \
+    program = "import sys; sys.path.insert(0, {!r}); import compare; from comparisons import trials; trials.SCRIPTS = {!r}; " \
         "sys.exit(compare.main({!r}))".format(os.path.join(ROOT, "benchmarks"), str(place.folder),
                                               place.argv("--only", "one", "--jobs", "2"))
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, universal_newlines=True)
@@ -245,16 +243,16 @@ def test_methods_that_can_t_be_read_are_one_line(place, capsys, methods, words):
 
 
 @pytest.mark.parametrize("name", sorted(
-    name for name in os.listdir(os.path.join(ROOT, "benchmarks", "comparisons")) if name != "methods.ini"))
+    name for name in os.listdir(os.path.dirname(files.METHODS)) if name.endswith(".ini") and name != "methods.ini"))
 def test_the_comparisons_that_we_ship_are_commands_of_the_scripts(name):
-    path = os.path.join(ROOT, "benchmarks", "comparisons", name)
-    comparison = comparefiles.read_comparison(path, comparefiles.METHODS, {
+    path = os.path.join(os.path.dirname(files.METHODS), name)
+    comparison = files.read_comparison(path, files.METHODS, {
         "data": "a folder", "teacher": "t.pth", "student": "s.pth"})
-    args = run.build_parser().parse_args(comparefiles.argv_of(comparefiles.teacher_run(comparison, "out")))
+    args = run.build_parser().parse_args(files.argv_of(files.teacher_trial(comparison, "out")))
     assert args.data in ("data", "a folder")
     for method in comparison.methods:
-        command = arguments.parse(run_distill.build_parser(), comparefiles.argv_of(
-            comparefiles.student_run(comparison, "out", 16, method, 3e-4, 1)))
+        command = arguments.parse(run_distill.build_parser(), files.argv_of(
+            files.student_trial(comparison, "out", 16, method, 3e-4, 1)))
         run_distill.check(command.args, command.given)  # nothing is idle beside anything else
         args = command.args
         assert (args.embedding_size, args.lr, args.seed, args.select) == (16, 3e-4, 1, "val") and args.val_classes > 1

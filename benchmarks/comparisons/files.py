@@ -9,14 +9,17 @@ from engine.errors import UsageError
 from engine.rundir.files import CHECKPOINT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-METHODS = os.path.join(HERE, "comparisons", "methods.ini")
+METHODS = os.path.join(HERE, "methods.ini")
 SECTIONS = ("compare", "data", "training", "student", "teacher", "teacher as it comes")
 # compare.py gives these to each run by itself.
 OWN_OF_TEACHER = {"select", "no_train_recall", "threads", "save_dir", "resume", "overwrite", "mode", "teacher_load"}
 OWN = OWN_OF_TEACHER | {"embedding_size", "lr", "seed"}
 
-Run = collections.namedtuple("Run", "directory script options")
-Run.__doc__ = """directory: its --save_dir. script: run.py or run_distill.py. options: {name: [words]}, all others."""
+Trial = collections.namedtuple("Trial", "directory script options")
+Trial.__doc__ = """A run of a script.
+
+directory: its --save_dir. script: run.py or run_distill.py. options: {name: [words]}, all others.
+"""
 
 Comparison = collections.namedtuple(
     "Comparison", "data training teacher trains_teacher student methods sizes rates seeds")
@@ -141,40 +144,40 @@ def _numbers(path, compare, key, kind):
     return numbers
 
 
-def teacher_run(comparison, directory):
-    """Return the ``Run`` that trains the teacher or, where it is taken as it comes, measures it."""
+def teacher_trial(comparison, directory):
+    """Return the ``Trial`` that trains the teacher or, where it is taken as it comes, measures it."""
     options = dict(comparison.data)
     if comparison.trains_teacher:
         options = {"mode": ["train"], **options, **comparison.training, "select": ["val"]}
     else:
         options = {"mode": ["eval"], **options}
-    return Run(os.path.join(directory, "teacher"), "run.py",
-               {**options, **comparison.teacher, "no_train_recall": [], "threads": ["1"]})
+    return Trial(os.path.join(directory, "teacher"), "run.py",
+                 {**options, **comparison.teacher, "no_train_recall": [], "threads": ["1"]})
 
 
-def student_run(comparison, directory, size, method, rate, seed):
-    """Return the ``Run`` that trains a student."""
+def student_trial(comparison, directory, size, method, rate, seed):
+    """Return the ``Trial`` that trains a student."""
     if comparison.trains_teacher:
         teacher = {"teacher_load": [os.path.join(directory, "teacher", "best.pth")]}
     else:
         teacher = {"teacher_" + name: words for name, words in comparison.teacher.items()}
     place = os.path.join(directory, "d{}".format(size), method, "lr{:g}".format(rate), "seed{}".format(seed))
-    return Run(place, "run_distill.py", {
+    return Trial(place, "run_distill.py", {
         **comparison.data, **comparison.training, **comparison.student, **teacher, **comparison.methods[method],
         "embedding_size": [str(size)], "lr": ["{:g}".format(rate)], "seed": [str(seed)], "select": ["val"],
         "no_train_recall": [], "threads": ["1"]})
 
 
-def argv_of(run):
+def argv_of(trial):
     """Return the options of a run as words of a command line. A run that trains goes on where it was stopped; what is
     there without a state is the rest of one that failed."""
-    words = [word for name, values in run.options.items() for word in ["--" + name] + values]
-    if only_measures(run):
+    words = [word for name, values in trial.options.items() for word in ["--" + name] + values]
+    if only_measures(trial):
         return words
-    begun = os.path.exists(os.path.join(run.directory, CHECKPOINT))
-    return words + ["--save_dir", run.directory, "--resume" if begun else "--overwrite"]
+    begun = os.path.exists(os.path.join(trial.directory, CHECKPOINT))
+    return words + ["--save_dir", trial.directory, "--resume" if begun else "--overwrite"]
 
 
-def only_measures(run):
-    """Whether a ``Run`` measures a teacher that is taken as it comes."""
-    return run.options.get("mode") == ["eval"]
+def only_measures(trial):
+    """Whether a ``Trial`` measures a teacher that is taken as it comes."""
+    return trial.options.get("mode") == ["eval"]

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 
-from comparefiles import HERE, argv_of, only_measures
+from comparisons.files import HERE, argv_of, only_measures
 from dataset.files import replaced_file
 from engine.errors import UsageError
 from engine.rundir.files import BEST, CHECKPOINT, LAST, LOG, RESULT, SPEED, read_json
 
-SCRIPTS = os.path.dirname(HERE)  # where run.py and run_distill.py are
+SCRIPTS = os.path.dirname(os.path.dirname(HERE))  # where run.py and run_distill.py are
 OUTPUT, COMMAND, FAILED = "output.txt", "command.json", "failed.txt"
 DIVERGED = "lower --lr"  # what the scripts advise where a loss or weights are not finite
 POLL_SECONDS = 0.2
@@ -44,19 +44,19 @@ def choose_epoch(validation):
     return min(validation, key=lambda epoch: (-validation[epoch], epoch))
 
 
-def read_result(run):
+def read_result(trial):
     """Return the ``Result`` of a run; None if it is not finished.
 
     Raises:
         UsageError: it was made with other options.
     """
-    refuse_other_options(run)
-    reason = _read(os.path.join(run.directory, FAILED)).strip()
+    refuse_other_options(trial)
+    reason = _read(os.path.join(trial.directory, FAILED)).strip()
     if reason:
         return failed(reason)
-    if not os.path.exists(os.path.join(run.directory, RESULT)):
+    if not os.path.exists(os.path.join(trial.directory, RESULT)):
         return None
-    log = [line for line in _lines(run, LOG) if "recall" in line]
+    log = [line for line in _lines(trial, LOG) if "recall" in line]
     measures = [name for name in MEASURES if name in log[-1]]
 
     def figures(line):
@@ -66,12 +66,12 @@ def read_result(run):
     epoch = choose_epoch(validation)
     lines = {line["epoch"]: line for line in log}
     return Result(validation[epoch], epoch, figures(lines[epoch]), figures(log[-1]), figures(log[0]),
-                  sum(line["seconds"] for line in _lines(run, SPEED)), _megabytes(run), None)
+                  sum(line["seconds"] for line in _lines(trial, SPEED)), _megabytes(trial), None)
 
 
-def _megabytes(run):
+def _megabytes(trial):
     """Return the size of the run's weights, or of the file that a teacher as it comes is made of; None if unknown."""
-    path = run.options.get("pretrained", [""])[0] if only_measures(run) else os.path.join(run.directory, BEST)
+    path = trial.options.get("pretrained", [""])[0] if only_measures(trial) else os.path.join(trial.directory, BEST)
     return os.path.getsize(path) / 1e6 if os.path.isfile(path) else None
 
 
@@ -83,42 +83,42 @@ def _read(path):
     return ""
 
 
-def _lines(run, name):
+def _lines(trial, name):
     """Return the lines of a file of a run, read as JSON; none if there is no such file."""
-    path = os.path.join(run.directory, name)
+    path = os.path.join(trial.directory, name)
     try:
         return [json.loads(line) for line in _read(path).splitlines()]
     except ValueError:
-        raise UsageError("{} can't be read; remove {} to do this run again".format(path, run.directory)) from None
+        raise UsageError("{} can't be read; remove {} to do this run again".format(path, trial.directory)) from None
 
 
-def refuse_other_options(run):
+def refuse_other_options(trial):
     """Refuse (UsageError) a directory in which a run with other options has begun. Of a path the last part counts:
     files may have moved."""
-    there = read_json(os.path.join(run.directory, COMMAND))
+    there = read_json(os.path.join(trial.directory, COMMAND))
     if there is None:
         return
-    here = _comparable(run.options)
+    here = _comparable(trial.options)
     differing = ["--{} {} there, {} here".format(name, *(
         " ".join(options[name]) or "given" if name in options else "not given" for options in (there, here)))
         for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name)]
     if differing:
         raise UsageError("{} holds a run with other options ({}); put the comparison back as it was, or give it a "
-                         "--save_dir of its own".format(run.directory, ", ".join(differing)))
+                         "--save_dir of its own".format(trial.directory, ", ".join(differing)))
 
 
 def _comparable(options):
     return {name: [os.path.basename(os.path.normpath(word)) for word in words] for name, words in options.items()}
 
 
-def tidy(run, keeps_best):
+def tidy(trial, keeps_best):
     """Delete what a run that is over needs no more: the state, the last weights and, unless ``keeps_best``, the best.
     Where it failed and will be tried again, all is kept."""
-    if not any(os.path.exists(os.path.join(run.directory, name)) for name in (RESULT, FAILED)):
+    if not any(os.path.exists(os.path.join(trial.directory, name)) for name in (RESULT, FAILED)):
         return
     for name in (CHECKPOINT, LAST) if keeps_best else (CHECKPOINT, LAST, BEST):
         with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(run.directory, name))
+            os.remove(os.path.join(trial.directory, name))
 
 
 def write_text(path, text):
@@ -126,44 +126,44 @@ def write_text(path, text):
         file.write(text.encode())
 
 
-class Jobs:
+class Processes:
     """Runs as processes, at most ``count`` at once, one thread each."""
 
     def __init__(self, count):
-        self.count, self.running = count, {}  # {directory: (Run, process)}
+        self.count, self.running = count, {}  # {directory: (Trial, process)}
 
     def has_room(self):
         return len(self.running) < self.count
 
-    def start(self, run):
-        os.makedirs(run.directory, exist_ok=True)
-        write_text(os.path.join(run.directory, COMMAND), json.dumps(_comparable(run.options), indent=1) + "\n")
-        command = [sys.executable, os.path.join(SCRIPTS, run.script)] + argv_of(run)
-        with open(os.path.join(run.directory, OUTPUT), "ab") as output:
+    def start(self, trial):
+        os.makedirs(trial.directory, exist_ok=True)
+        write_text(os.path.join(trial.directory, COMMAND), json.dumps(_comparable(trial.options), indent=1) + "\n")
+        command = [sys.executable, os.path.join(SCRIPTS, trial.script)] + argv_of(trial)
+        with open(os.path.join(trial.directory, OUTPUT), "ab") as output:
             # A session of its own: Ctrl-C reaches compare.py alone, which then ends its children one way.
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 env=dict(os.environ, OMP_NUM_THREADS="1"))
-        self.running[run.directory] = run, process
+        self.running[trial.directory] = trial, process
 
     def wait(self):
-        """Wait until a run is over; return (run, ``Result``)."""
+        """Wait until a run is over; return (trial, ``Result``)."""
         while True:
-            for run, process in self.running.values():
+            for trial, process in self.running.values():
                 if process.poll() is not None:
-                    del self.running[run.directory]
-                    return run, self._finished(run, process.returncode)
+                    del self.running[trial.directory]
+                    return trial, self._finished(trial, process.returncode)
             time.sleep(POLL_SECONDS)
 
-    def _finished(self, run, code):
-        text = _read(os.path.join(run.directory, OUTPUT))
+    def _finished(self, trial, code):
+        text = _read(os.path.join(trial.directory, OUTPUT))
         if code == 0:
-            if only_measures(run):
-                _keep_measured(run, text)
-            return read_result(run) or failed("it measured nothing; see {}".format(OUTPUT))
+            if only_measures(trial):
+                _keep_measured(trial, text)
+            return read_result(trial) or failed("it measured nothing; see {}".format(OUTPUT))
         last = (text.strip().splitlines() or ["no output"])[-1].strip()
         if DIVERGED in last:  # it would do so again; all else is tried again at the next start
-            write_text(os.path.join(run.directory, FAILED), last + "\n")
+            write_text(os.path.join(trial.directory, FAILED), last + "\n")
         return failed(last if code > 0 else "ended by signal {}".format(-code))
 
     def stop(self):
@@ -181,7 +181,7 @@ class Jobs:
             raise
 
 
-def _keep_measured(run, text):
+def _keep_measured(trial, text):
     """Write what ``run.py --mode eval`` has printed as a training writes it: as the log of a run without epochs."""
     line = {"epoch": 0, "recall": {}}
     for printed, percent, split in MEASURED.findall(text):
@@ -190,6 +190,6 @@ def _keep_measured(run, text):
                 value = float(percent) / 100
                 line.setdefault(name, {})[split] = {"1": value} if name == "recall" else value
     if {"test", "val"} <= set(line["recall"]):
-        write_text(os.path.join(run.directory, LOG), json.dumps(line) + "\n")
-        write_text(os.path.join(run.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
+        write_text(os.path.join(trial.directory, LOG), json.dumps(line) + "\n")
+        write_text(os.path.join(trial.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
             100 * line["recall"]["test"]["1"]))
