@@ -1,6 +1,7 @@
 """Runs of a comparison as processes, and what each has left: its figures, or why it failed."""
 import collections
 import contextlib
+import functools
 import json
 import os
 import re
@@ -9,28 +10,32 @@ import sys
 import time
 
 from comparisons.files import HERE, argv_of, only_measures
-from dataset.files import replaced_file
+from dataset.files import digest_of
 from engine.errors import UsageError
-from engine.rundir.files import BEST, CHECKPOINT, LAST, LOG, RESULT, SPEED, read_json
+from engine.evaluation import TITLES
+from engine.rundir.files import BEST, CHECKPOINT, LAST, LOG, RESULT, SPEED, read_json, write_json, write_text
+from metric import utils
 
 SCRIPTS = os.path.dirname(os.path.dirname(HERE))  # where run.py and run_distill.py are
 OUTPUT, COMMAND, FAILED = "output.txt", "command.json", "failed.txt"
 DIVERGED = "lower --lr"  # what the scripts advise where a loss or weights are not finite
 POLL_SECONDS = 0.2
-MEASURED = re.compile(r"^\[Epoch 0\] (Recall@1|MAP@R|R-precision|MRR): \[([0-9.]+)\] (\w+)", re.MULTILINE)
-MEASURES = {"recall": "Recall@1", "map@r": "MAP@R"}  # those in the tables, as in a log and as printed
+# As in a log: as printed.
+MEASURES = dict({name: TITLES.get(name, name) for name in utils.MEASURES}, recall="Recall@1")
+MEASURED = re.compile(r"^\[Epoch 0\] ([^:]+): \[([0-9.]+)\] (\w+)", re.MULTILINE)
 
-Result = collections.namedtuple("Result", "validation epoch best last before seconds megabytes failure")
+Result = collections.namedtuple("Result", "validation epoch best last before seconds megabytes failure again")
 Result.__doc__ = """What a run has left.
 
 validation: recall of the validation classes in the epoch that they choose, ``epoch``; None for a run that failed.
 best, last, before: {measure: value} of the test classes in that epoch, in the last one, before training.
 seconds: of training. megabytes: of best.pth, None if it was deleted. failure: the reason in a line, or None.
+again: whether it failed, and the same command, started once more, tries it again.
 """
 
 
-def failed(reason):
-    return Result(None, None, {}, {}, {}, None, None, reason)
+def failed(reason, again):
+    return Result(None, None, {}, {}, {}, None, None, reason, again)
 
 
 def choose_epoch(validation):
@@ -53,20 +58,22 @@ def read_result(trial):
     refuse_other_options(trial)
     reason = _read(os.path.join(trial.directory, FAILED)).strip()
     if reason:
-        return failed(reason)
+        return failed(reason, again=False)
     if not os.path.exists(os.path.join(trial.directory, RESULT)):
         return None
     log = [line for line in _lines(trial, LOG) if "recall" in line]
-    measures = [name for name in MEASURES if name in log[-1]]
+    if not log:
+        raise _unreadable(trial, LOG)
 
-    def figures(line):
-        return {name: line[name]["test"]["1"] if name == "recall" else line[name]["test"] for name in measures}
+    def figures(line):  # a measure has no value where no query has a match
+        values = {name: line[name]["test"] for name in MEASURES if "test" in line.get(name, ())}
+        return dict(values, recall=values["recall"]["1"])
 
     validation = {line["epoch"]: line["recall"]["val"]["1"] for line in log}
     epoch = choose_epoch(validation)
     lines = {line["epoch"]: line for line in log}
     return Result(validation[epoch], epoch, figures(lines[epoch]), figures(log[-1]), figures(log[0]),
-                  sum(line["seconds"] for line in _lines(trial, SPEED)), _megabytes(trial), None)
+                  sum(line["seconds"] for line in _lines(trial, SPEED)), _megabytes(trial), None, again=False)
 
 
 def _megabytes(trial):
@@ -85,20 +92,23 @@ def _read(path):
 
 def _lines(trial, name):
     """Return the lines of a file of a run, read as JSON; none if there is no such file."""
-    path = os.path.join(trial.directory, name)
     try:
-        return [json.loads(line) for line in _read(path).splitlines()]
+        return [json.loads(line) for line in _read(os.path.join(trial.directory, name)).splitlines()]
     except ValueError:
-        raise UsageError("{} can't be read; remove {} to do this run again".format(path, trial.directory)) from None
+        raise _unreadable(trial, name) from None
+
+
+def _unreadable(trial, name):
+    return UsageError("{} can't be read; remove {} to do this run again".format(
+        os.path.join(trial.directory, name), trial.directory))
 
 
 def refuse_other_options(trial):
-    """Refuse (UsageError) a directory in which a run with other options has begun. Of a path the last part counts:
-    files may have moved."""
+    """Refuse (UsageError) a directory in which a run with other options, or of another teacher, has begun."""
     there = read_json(os.path.join(trial.directory, COMMAND))
     if there is None:
         return
-    here = _comparable(trial.options)
+    here = comparable(trial.options)
     differing = ["--{} {} there, {} here".format(name, *(
         " ".join(options[name]) or "given" if name in options else "not given" for options in (there, here)))
         for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name)]
@@ -107,8 +117,19 @@ def refuse_other_options(trial):
                          "--save_dir of its own".format(trial.directory, ", ".join(differing)))
 
 
-def _comparable(options):
-    return {name: [os.path.basename(os.path.normpath(word)) for word in words] for name, words in options.items()}
+def comparable(options):
+    """Return the options as command.json holds them. Of a path the last part counts: files may have moved. A teacher's
+    file has its digest beside it: the teacher may have been trained again."""
+    words = {name: [os.path.basename(os.path.normpath(word)) for word in words] for name, words in options.items()}
+    for path in filter(os.path.isfile, options.get("teacher_load", ())):
+        words["teacher_load"].append("(sha256 {})".format(_digest(path, os.stat(path).st_mtime_ns)))
+    return words
+
+
+@functools.lru_cache(maxsize=None)
+def _digest(path, _):
+    """Return the digest of a file; the time of its last change is given, too, for the cache."""
+    return digest_of(path)
 
 
 def tidy(trial, keeps_best):
@@ -119,11 +140,6 @@ def tidy(trial, keeps_best):
     for name in (CHECKPOINT, LAST) if keeps_best else (CHECKPOINT, LAST, BEST):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(trial.directory, name))
-
-
-def write_text(path, text):
-    with replaced_file(path) as file:
-        file.write(text.encode())
 
 
 class Processes:
@@ -137,7 +153,7 @@ class Processes:
 
     def start(self, trial):
         os.makedirs(trial.directory, exist_ok=True)
-        write_text(os.path.join(trial.directory, COMMAND), json.dumps(_comparable(trial.options), indent=1) + "\n")
+        write_json(os.path.join(trial.directory, COMMAND), comparable(trial.options))
         command = [sys.executable, os.path.join(SCRIPTS, trial.script)] + argv_of(trial)
         with open(os.path.join(trial.directory, OUTPUT), "ab") as output:
             # A session of its own: Ctrl-C reaches compare.py alone, which then ends its children one way.
@@ -160,11 +176,13 @@ class Processes:
         if code == 0:
             if only_measures(trial):
                 _keep_measured(trial, text)
-            return read_result(trial) or failed("it measured nothing; see {}".format(OUTPUT))
+            return read_result(trial) or failed("it measured nothing; see {}".format(OUTPUT), again=True)
         last = (text.strip().splitlines() or ["no output"])[-1].strip()
-        if DIVERGED in last:  # it would do so again; all else is tried again at the next start
+        if code < 0:
+            return failed("ended by signal {}".format(-code), again=True)
+        if DIVERGED in last:  # it would do so again
             write_text(os.path.join(trial.directory, FAILED), last + "\n")
-        return failed(last if code > 0 else "ended by signal {}".format(-code))
+        return failed(last, again=DIVERGED not in last)
 
     def stop(self):
         """End all runs; each writes its state first. Called again while that takes place, they are killed."""
@@ -183,12 +201,10 @@ class Processes:
 
 def _keep_measured(trial, text):
     """Write what ``run.py --mode eval`` has printed as a training writes it: as the log of a run without epochs."""
-    line = {"epoch": 0, "recall": {}}
-    for printed, percent, split in MEASURED.findall(text):
-        for name, shown in MEASURES.items():
-            if shown == printed:
-                value = float(percent) / 100
-                line.setdefault(name, {})[split] = {"1": value} if name == "recall" else value
+    line, names = {"epoch": 0, "recall": {}}, {title: name for name, title in MEASURES.items()}
+    for title, percent, split in MEASURED.findall(text):
+        value = float(percent) / 100
+        line.setdefault(names[title], {})[split] = {"1": value} if names[title] == "recall" else value
     if {"test", "val"} <= set(line["recall"]):
         write_text(os.path.join(trial.directory, LOG), json.dumps(line) + "\n")
         write_text(os.path.join(trial.directory, RESULT), "As it comes Recall@1: {:.4f}\n".format(
