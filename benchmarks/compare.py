@@ -8,6 +8,7 @@ For each size and method every rate is tried with the first seed; the best one b
 step further is tried. table.md, table.csv and plot.svg in --save_dir are written again after each run. The same command
 goes on where it was stopped.
 """
+import argparse
 import os
 import shlex
 import sys
@@ -17,14 +18,16 @@ for folder in (HERE, os.path.dirname(HERE)):
     if folder not in sys.path:
         sys.path.insert(0, folder)
 
-from comparefiles import METHODS, argv_of, read_comparison, refuse_unknown, student_run, teacher_run  # noqa: E402
-from comparejobs import Jobs, read_result, tidy, write_text  # noqa: E402
-from compareplot import plot  # noqa: E402
-from comparesearch import search  # noqa: E402
-from comparetables import Found, comma_separated, markdown  # noqa: E402
+from comparisons.files import (  # noqa: E402
+    METHODS, argv_of, read_comparison, refuse_unknown, student_trial, teacher_trial)
+from comparisons.plot import plot  # noqa: E402
+from comparisons.search import search  # noqa: E402
+from comparisons.tables import Found, comma_separated, markdown  # noqa: E402
+from comparisons.trials import Processes, read_result, tidy  # noqa: E402
 from dataset.files import locked  # noqa: E402
 from engine import arguments  # noqa: E402
 from engine.errors import TrainingError, UsageError, run_script  # noqa: E402
+from engine.rundir.files import write_text  # noqa: E402
 from model import find_backbone  # noqa: E402
 
 
@@ -35,15 +38,22 @@ def build_parser():
                         help="where runs, tables and plot go")
     parser.add_argument("--methods", type=arguments.path, metavar="FILE", default=METHODS,
                         help="the methods, as options of run_distill.py")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+    parser.add_argument("--set", nargs="+", type=variable, default=[], metavar="NAME=VALUE",
                         help="what stands for %%(NAME)s in the files, for example data=DIR")
-    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods only")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="these methods only, in this order")
     parser.add_argument("--jobs", type=arguments.positive_int, default=1, metavar="N",
                         help="runs at once; each has one thread")
     parser.add_argument("--no_extend", action="store_true", help="try no rates beyond those of the file")
-    parser.add_argument("--list", action="store_true", help="print the commands that are left to do, and end")
-    parser.add_argument("--table", action="store_true", help="only write tables and plot from what is there")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--list", action="store_true", help="print the commands that are left to do, and end")
+    group.add_argument("--table", action="store_true", help="only write tables and plot from what is there")
     return parser
+
+
+def variable(text):
+    if "=" not in text:
+        raise argparse.ArgumentTypeError("{!r} is not NAME=VALUE".format(text))
+    return text.split("=", 1)
 
 
 class Study:
@@ -51,35 +61,36 @@ class Study:
 
     Attributes:
         results: {directory of a run: its ``Result``}, of those that are over.
+        only: the methods whose students are trained, in order.
     """
 
     def __init__(self, comparison, args, title):
         self.comparison, self.title, self.directory = comparison, title, args.save_dir
-        self.extend, self.only = not args.no_extend, args.only or comparison.methods
+        self.extend, self.only = not args.no_extend, list(dict.fromkeys(args.only or comparison.methods))
         self.results = {}
-        self.teacher = teacher_run(comparison, args.save_dir)
+        self.teacher = teacher_trial(comparison, args.save_dir)
 
-    def result(self, run):
+    def result(self, trial):
         """Return the ``Result`` of a run, None if it is not over."""
-        if run.directory not in self.results:
-            result = read_result(run)
+        if trial.directory not in self.results:
+            result = read_result(trial)
             if result is None:
                 return None
-            self.results[run.directory] = result
-        return self.results[run.directory]
+            self.results[trial.directory] = result
+        return self.results[trial.directory]
 
-    def run_of(self, size, method, rate, seed):
-        return student_run(self.comparison, self.directory, size, method, rate, seed)
+    def trial_of(self, size, method, rate, seed):
+        return student_trial(self.comparison, self.directory, size, method, rate, seed)
 
-    def searches(self):
-        """Return the ``Search`` of each size and method."""
+    def searches(self, methods=None):
+        """Return the ``Search`` of each size and method; of all methods by default."""
         comparison = self.comparison
 
         def outcome(size, method):
-            return lambda rate, seed: self.result(self.run_of(size, method, rate, seed))
+            return lambda rate, seed: self.result(self.trial_of(size, method, rate, seed))
 
         return [search(size, method, comparison.rates, comparison.seeds, outcome(size, method), self.extend)
-                for size in comparison.sizes for method in comparison.methods]
+                for size in comparison.sizes for method in methods or comparison.methods]
 
     def waiting(self):
         """Return the runs that are known to be needed and not over, in order; of teacher and students, the teacher
@@ -89,14 +100,15 @@ class Study:
         return self.students_waiting()
 
     def students_waiting(self):
-        return [self.run_of(found.size, found.method, rate, seed) for found in self.searches()
-                if found.method in self.only for rate, seed in found.waiting]
+        return [self.trial_of(found.size, found.method, rate, seed) for found in self.searches(self.only)
+                for rate, seed in found.waiting]
 
     def refuse_failed_teacher(self):
         teacher = self.result(self.teacher)
         if teacher is not None and teacher.failure is not None:
-            raise TrainingError("the teacher failed: {} (remove {} to train it again)".format(
-                teacher.failure, self.teacher.directory))
+            raise TrainingError("the teacher failed: {} ({})".format(
+                teacher.failure, "the same command tries it again" if teacher.again
+                else "remove {} to train it again".format(self.teacher.directory)))
 
     def tidy(self):
         """Delete the weights that nothing needs: all but the teacher's, and the first seed's at each chosen rate."""
@@ -106,7 +118,7 @@ class Study:
                 # While rates are still tried, the first seed's weights may be those that are kept.
                 may_be_kept = seed == self.comparison.seeds[0] and result.failure is None and (
                     not found.is_chosen or rate == found.rate)
-                tidy(self.run_of(found.size, found.method, rate, seed), may_be_kept)
+                tidy(self.trial_of(found.size, found.method, rate, seed), may_be_kept)
 
     def found(self):
         """Return the rows of the table."""
@@ -130,8 +142,8 @@ def dimensions_of(teacher):
     return size or find_backbone(teacher["base"][0]).output_size or None
 
 
-def show(run):
-    return "python3 {} {}".format(run.script, " ".join(map(shlex.quote, argv_of(run))))
+def show(trial):
+    return "python3 {} {}".format(trial.script, " ".join(map(shlex.quote, argv_of(trial))))
 
 
 def tell(result):
@@ -141,12 +153,12 @@ def tell(result):
 
 def list_commands(study):
     waiting = study.waiting()
-    for run in waiting:
-        print(show(run))
+    for trial in waiting:
+        print(show(trial))
     if waiting == [study.teacher]:
         print("# then the students, each rate with the first seed:")
-        for run in study.students_waiting():
-            print(show(run))
+        for trial in study.students_waiting():
+            print(show(trial))
     if waiting:
         print("# then the other seeds at each best rate")
 
@@ -155,22 +167,22 @@ def carry_out(study, jobs):
     """Do all runs that are left, ``jobs`` at once.
 
     Raises:
-        TrainingError: the teacher failed, or students failed in a way that may be mended.
+        TrainingError: the teacher failed, or students failed in a way that may pass; all else is done by then.
     """
     study.refuse_failed_teacher()
-    processes = Jobs(jobs)
+    processes = Processes(jobs)
     try:
         while True:
-            waiting = [run for run in study.waiting() if run.directory not in processes.running]
-            for number, run in enumerate(waiting, 1):
+            waiting = [trial for trial in study.waiting() if trial.directory not in processes.running]
+            for number, trial in enumerate(waiting, 1):
                 if processes.has_room():
-                    print("Start {} ({} more wait)".format(run.directory, len(waiting) - number), flush=True)
-                    processes.start(run)
+                    print("Start {} ({} more wait)".format(trial.directory, len(waiting) - number), flush=True)
+                    processes.start(trial)
             if not processes.running:
-                return
-            run, result = processes.wait()
-            study.results[run.directory] = result
-            print("Over  {}: {}".format(run.directory, tell(result)), flush=True)
+                break
+            trial, result = processes.wait()
+            study.results[trial.directory] = result
+            print("Over  {}: {}".format(trial.directory, tell(result)), flush=True)
             study.refuse_failed_teacher()
             study.tidy()
             study.write()
@@ -179,11 +191,18 @@ def carry_out(study, jobs):
         if isinstance(error, KeyboardInterrupt):
             error.advice = "the runs that were going have kept their state; the same command goes on"
         raise
+    count = sum(result.again for result in study.results.values())
+    if count:
+        raise TrainingError("{} run{} failed; the same command tries {} again".format(
+            count, *("s", "them") if count > 1 else ("", "it")))
 
 
-def compare(args):
-    variables = dict(word.split("=", 1) if "=" in word else (word, "") for word in args.set)
-    comparison = read_comparison(args.file, args.methods, variables)
+def compare(command):
+    args = command.args
+    for way in ("list", "table"):
+        if getattr(args, way):
+            arguments.refuse_idle(command.given, ("jobs",) + ("only",) * (way == "table"), "with --" + way)
+    comparison = read_comparison(args.file, args.methods, dict(args.set))
     refuse_unknown(args.only, comparison.methods, args.file)
     study = Study(comparison, args, os.path.splitext(os.path.basename(args.file))[0])
     if args.list:
@@ -193,15 +212,15 @@ def compare(args):
         with locked(os.path.join(args.save_dir, ".lock"), wait=False):
             study.tidy()
             study.write()
+            print("Tables: {}".format(os.path.join(args.save_dir, "table.md")))
             if not args.table:
                 carry_out(study, args.jobs)
-                print("Written: {}".format(os.path.join(args.save_dir, "table.md")))
     except BlockingIOError:
         raise UsageError("--save_dir {}: another compare.py is at work in it".format(args.save_dir)) from None
 
 
 def main(argv=None):
-    return run_script("compare.py", lambda: compare(build_parser().parse_args(argv)))
+    return run_script("compare.py", lambda: compare(arguments.parse(build_parser(), argv)))
 
 
 if __name__ == "__main__":

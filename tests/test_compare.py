@@ -13,19 +13,17 @@ import run_distill
 from comparison import AS_IT_COMES, COMPARISON, FAKE, Place
 from engine import arguments
 from processes import ROOT
-from results import answer, failure
+from results import answer, failure, read
 from tiny import TinyResNet
 
 import compare  # comparison has made these importable
-import comparefiles
-import comparejobs
-import comparesearch
+from comparisons import files, search, trials
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparejobs, "SCRIPTS", str(tmp_path))
-    monkeypatch.setattr(comparejobs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(trials, "SCRIPTS", str(tmp_path))
+    monkeypatch.setattr(trials, "POLL_SECONDS", 0.01)
     return Place(tmp_path)
 
 
@@ -48,10 +46,10 @@ def test_the_rate_is_chosen_by_validation_and_the_test_classes_have_no_part_in_i
 
 
 def test_choices_see_validation_only():
-    assert comparesearch.choose_rate({1e-4: 0.5, 1e-3: 0.7, 1e-2: None}) == 1e-3
-    assert comparesearch.choose_rate({1e-2: 0.5, 1e-3: 0.5, 1e-4: 0.4}) == 1e-3  # of equals the lowest
-    assert comparesearch.choose_rate({1e-3: None}) is None
-    assert comparejobs.choose_epoch({0: 0.1, 2: 0.6, 3: 0.6, 4: 0.5}) == 2  # of equals the first, as best.pth
+    assert search.choose_rate({1e-4: 0.5, 1e-3: 0.7, 1e-2: None}) == 1e-3
+    assert search.choose_rate({1e-2: 0.5, 1e-3: 0.5, 1e-4: 0.4}) == 1e-3  # of equals the lowest
+    assert search.choose_rate({1e-3: None}) is None
+    assert trials.choose_epoch({0: 0.1, 2: 0.6, 3: 0.6, 4: 0.5}) == 2  # of equals the first, as best.pth
 
 
 def test_figures_of_the_table(place, capsys):
@@ -86,6 +84,16 @@ def test_recall_alone(place, capsys):
     assert "MAP@R" not in (place.out / "table.md").read_text() and "map@r best mean" not in place.rows()["one"]
 
 
+def test_a_measure_without_a_value(place, capsys):
+    """No query has a match in the last epoch."""
+    place.figures(one=[0.5, 0.4], two=[0.5, 0.4])
+    for script in ("run.py", "run_distill.py"):
+        (place.folder / script).write_text(FAKE.replace(', "test": 0.8}', "}"))
+    compared(capsys, place)
+    row = place.rows()["one"]
+    assert float(row["map@r best mean"]) == pytest.approx(0.2) and "map@r last mean" not in row
+
+
 @pytest.mark.parametrize("figures, tried, chosen", [
     ({"one": [0.1, 0.1], "one 0.01 0": [0.5, 0.1], "one 0.1 0": [0.6, 0.1], "one 0.1 1": [0.5, 0.1]}, [1e-1], 1e-1),
     ({"one": [0.1, 0.1], "one 0.01 0": [0.5, 0.1]}, [1e-1], 1e-2),
@@ -111,16 +119,23 @@ def test_without_going_further(place, capsys):
 def test_failed_runs_are_worse_than_all_and_told(place, capsys):
     nan = "run_distill.py: error: the loss is nan in epoch 1; try a lower --lr"
     place.figures(**{"one": [0.2, 0.1], "one 0.01 0": nan, "one 0.0001 0": "run_distill.py: error: no room",
-                     "two": nan, "one 0.001 2": "run_distill.py: error: no room"})
-    compared(capsys, place)
+                     "two": nan})
+    calls, text = compared(capsys, place, code=1)
+    # No rate is chosen while one of them has failed for a reason that may pass.
+    assert calls[1:] == [(method, rate, 0) for method in ("one", "two") for rate in (1e-4, 1e-3, 1e-2)]
+    assert text.splitlines()[-1] == "compare.py: error: 1 run failed; the same command tries it again"
     rows = place.rows()
-    assert rows["one"]["seeds"] == "2" and float(rows["one"]["rate"]) == 1e-3
-    assert "Failed at 0.01, seed 0: " + nan in rows["one"]["notes"] and "no room" in rows["one"]["notes"]
+    assert rows["one"]["notes"].startswith("2 of 3 rates so far.") and "no room" in rows["one"]["notes"]
+    assert "Failed at 0.01, seed 0: " + nan in rows["one"]["notes"]
     assert rows["two"]["seeds"] == "0" and rows["two"]["rate"] == "" and rows["two"]["recall best mean"] == ""
     # What diverged would do so again; all else is tried again.
-    place.figures(**{"one": [0.2, 0.1], "one 0.0001 0": [0.1, 0.3]})
-    assert compared(capsys, place)[0] == [("one", 1e-4, 0), ("one", 1e-3, 2)]
-    assert place.rows()["one"]["seeds"] == "3" and "no room" not in place.rows()["one"]["notes"]
+    place.figures(**{"one": [0.2, 0.1], "one 0.0001 0": [0.1, 0.3], "one 0.001 2": "kill"})
+    assert compared(capsys, place, code=1)[0] == [("one", 1e-4, 0), ("one", 1e-3, 1), ("one", 1e-3, 2)]
+    row = place.rows()["one"]
+    assert row["seeds"] == "2" and float(row["rate"]) == 1e-3 and "seed 2: ended by signal 9" in row["notes"]
+    place.figures(**{"one": [0.2, 0.1]})
+    assert compared(capsys, place)[0] == [("one", 1e-3, 2)]
+    assert place.rows()["one"]["seeds"] == "3" and "signal" not in place.rows()["one"]["notes"]
 
 
 def test_weights_that_nothing_needs_are_deleted(place, capsys):
@@ -133,9 +148,9 @@ def test_weights_that_nothing_needs_are_deleted(place, capsys):
 
 def test_stopped_and_gone_on_with(place, capsys):
     place.figures(**{"one": [0.2, 0.1], "one 0.001 0": "wait", "one 0.01 0": "wait"})
-    program = "import sys; sys.path.insert(0, {!r}); import compare, comparejobs; comparejobs.SCRIPTS = {!r}; " \
-        "sys.exit(compare.main({!r}))".format(os.path.join(ROOT, "benchmarks"), str(place.folder),
-                                              place.argv("--only", "one", "--jobs", "2"))
+    program = "import sys; sys.path.insert(0, {!r}); import compare; from comparisons import trials; " \
+        "trials.SCRIPTS = {!r}; sys.exit(compare.main({!r}))".format(
+            os.path.join(ROOT, "benchmarks"), str(place.folder), place.argv("--only", "one", "--jobs", "2"))
     process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, universal_newlines=True)
     waiting = [place.run_directory("one", rate, 0) for rate in (1e-3, 1e-2)]
     deadline = time.monotonic() + 60
@@ -169,8 +184,11 @@ def test_other_options_than_those_of_runs_that_are_there(place, capsys):
     place.describe(COMPARISON.replace("zero_init_residual =", ""))
     assert "--zero_init_residual given there, not given here" in failure(capsys, compare.main, place.argv())
     assert place.calls() == []
-    place.describe(COMPARISON.replace("0 1 2", "0 1 2 3"))  # more of the same is no other run
-    assert compared(capsys, place)[0] == [("one", 1e-3, 3), ("two", 1e-3, 3)]
+    place.describe(COMPARISON.replace("0 1 2", "0 1 2 3"))  # more of the same is no other run; --only gives the order
+    assert compared(capsys, place, "--only", "two", "one")[0] == [("two", 1e-3, 3), ("one", 1e-3, 3)]
+    (place.out / "teacher" / "best.pth").write_text("trained again")
+    line = failure(capsys, compare.main, place.argv())
+    assert "holds a run with other options (--teacher_load best.pth (sha256 " in line
 
 
 def test_a_teacher_as_it_comes_is_measured(place, capsys):
@@ -188,7 +206,11 @@ def test_a_teacher_as_it_comes_is_measured(place, capsys):
 def test_a_teacher_that_fails_ends_the_comparison(place, capsys):
     place.figures(teacher="run.py: error: no room")
     line = failure(capsys, compare.main, place.argv(), code=1)
-    assert "the teacher failed: run.py: error: no room" in line and place.calls() == ["teacher"]
+    assert "the teacher failed: run.py: error: no room (the same command tries it again)" in line
+    place.figures(teacher="run.py: error: the loss is nan; try a lower --lr")
+    for _ in range(2):
+        assert "teacher to train it again)" in failure(capsys, compare.main, place.argv(), code=1)
+    assert place.calls() == ["teacher", "teacher"]
 
 
 def test_the_list_of_commands_runs_nothing(place, capsys):
@@ -211,13 +233,24 @@ def test_tables_alone(place, capsys):
     (place.out / "table.md").unlink()
     assert compared(capsys, place, "--table")[0] == []
     assert (place.out / "table.md").read_text() == text
+    (place.run_directory("one", 1e-3, 0) / "log.jsonl").write_text("")
+    assert "log.jsonl can't be read; remove" in failure(capsys, compare.main, place.argv("--table"))
 
 
 @pytest.mark.parametrize("change, words", [
     (("[data]", "[dates]"), "[dates] is none"),
     (("[teacher]", "[teacher as it comes]\nbase = tiny\n[teacher]"), "[teacher] or [teacher as it comes]"),
     (("val_classes = 10", ""), "needs val_classes"),
-    (("rates = 1e-3", "rates = many"), "rates: could not convert"),
+    (("rates = 1e-3", "rates = many"), "[compare] rates: 'many' is not a number above 0"),
+    (("sizes = 16", "sizes = 1.5"), "[compare] sizes: '1.5' is not a whole number of at least 0"),
+    (("seeds = 0", "seeds = -1"), "[compare] seeds: '-1' is not a whole number of at least 0"),
+    (("embedding_size = 512", "embedding_size = big"), "[teacher] embedding_size: 'big' is not a whole number"),
+    (("val_classes = 10", "val_classes = 0"), "[data] val_classes: '0' is not a whole number of at least 1"),
+    (("epochs = 3", "val_classes = 20"), "[training] has val_classes, which belongs in [data]"),
+    (("zero_init_residual =", "data = x"), "[student] has data, which belongs in [data]"),
+    (("val_classes = 10\n\n[training]", "val_classes = 10\nworkers = 2\n\n[training]\nworkers = 1"),
+     "[training] has workers, which belongs in [data]"),
+    (("val_classes = 10", "val_classes = 10\nrecall = 1 2"), "[data] has recall, but the tables have Recall@1"),
     (("seeds = 0 1 2", ""), "[compare] needs seeds"),
     (("seeds = 0", "seed = 0"), "[compare] has no seed"),
     (("dataset = synthetic", "data = %(data)s"), "data needs --set data=VALUE"),
@@ -233,28 +266,46 @@ def test_a_comparison_that_can_t_be_read_is_one_line(place, capsys, change, word
     assert not place.out.exists()
 
 
+@pytest.mark.parametrize("words, told", [
+    (["--set", "data"], "'data' is not NAME=VALUE"),
+    (["--set", "dta=DIR"], "--set dta does nothing: there is no %(dta)s in"),
+    (["--list", "--table"], "not allowed with"),
+    (["--list", "--jobs", "2"], "--jobs does nothing with --list"),
+    (["--table", "--jobs", "2", "--only", "one"], "--jobs and --only do nothing with --table")])
+def test_options_that_do_nothing(place, capsys, words, told):
+    place.figures()
+    assert told in failure(capsys, compare.main, place.argv(*words))
+    assert not place.out.exists()
+
+
 @pytest.mark.parametrize("methods, words", [
     ("[other]\n", "one section, [methods]"),
     ("[methods]\na/b = --x 1\n", "no name of a method"),
     ("[methods]\none = x\n", "begins with x"),
     ("[methods]\none =\n", "has no options"),
-    ("[methods]\none = --lr 1\n", "has --lr, which compare.py gives by itself")])
+    ("[methods]\none = --lr 1\n", "one has lr, which compare.py gives by itself"),
+    ("[methods]\none = --x 1 --recall 2\n", "one has recall, but"),
+    ("[methods]\none = --metrics recall\n", "one has metrics, which belongs in [data]")])
 def test_methods_that_can_t_be_read_are_one_line(place, capsys, methods, words):
     (place.folder / "methods.ini").write_text(methods)
     assert words in failure(capsys, compare.main, place.argv())
 
 
 @pytest.mark.parametrize("name", sorted(
-    name for name in os.listdir(os.path.join(ROOT, "benchmarks", "comparisons")) if name != "methods.ini"))
+    name for name in os.listdir(os.path.dirname(files.METHODS)) if name.endswith(".ini") and name != "methods.ini"))
 def test_the_comparisons_that_we_ship_are_commands_of_the_scripts(name):
-    path = os.path.join(ROOT, "benchmarks", "comparisons", name)
-    comparison = comparefiles.read_comparison(path, comparefiles.METHODS, {
-        "data": "a folder", "teacher": "t.pth", "student": "s.pth"})
-    args = run.build_parser().parse_args(comparefiles.argv_of(comparefiles.teacher_run(comparison, "out")))
+    path = os.path.join(os.path.dirname(files.METHODS), name)
+    text = read(path)
+    if "timm/" in text:
+        pytest.importorskip("timm", reason="needs the package timm")
+    comparison = files.read_comparison(path, files.METHODS, {
+        name: value for name, value in (("data", "a folder"), ("teacher", "t.pth"), ("student", "s.pth"))
+        if "%({})s".format(name) in text})
+    args = run.build_parser().parse_args(files.argv_of(files.teacher_trial(comparison, "out")))
     assert args.data in ("data", "a folder")
     for method in comparison.methods:
-        command = arguments.parse(run_distill.build_parser(), comparefiles.argv_of(
-            comparefiles.student_run(comparison, "out", 16, method, 3e-4, 1)))
+        command = arguments.parse(run_distill.build_parser(), files.argv_of(
+            files.student_trial(comparison, "out", 16, method, 3e-4, 1)))
         run_distill.check(command.args, command.given)  # nothing is idle beside anything else
         args = command.args
         assert (args.embedding_size, args.lr, args.seed, args.select) == (16, 3e-4, 1, "val") and args.val_classes > 1

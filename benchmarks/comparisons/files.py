@@ -1,22 +1,29 @@
 """What is compared: comparison files and files of methods (INI), and the command of each run that follows from them."""
+import argparse
 import collections
 import configparser
 import os
 import re
 import shlex
 
+from engine.arguments import not_negative_int, positive_float, positive_int
 from engine.errors import UsageError
+from engine.networks import DATA_OPTIONS, HELD_OUT
 from engine.rundir.files import CHECKPOINT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-METHODS = os.path.join(HERE, "comparisons", "methods.ini")
+METHODS = os.path.join(HERE, "methods.ini")
 SECTIONS = ("compare", "data", "training", "student", "teacher", "teacher as it comes")
 # compare.py gives these to each run by itself.
 OWN_OF_TEACHER = {"select", "no_train_recall", "threads", "save_dir", "resume", "overwrite", "mode", "teacher_load"}
 OWN = OWN_OF_TEACHER | {"embedding_size", "lr", "seed"}
+OF_DATA = {*DATA_OPTIONS, HELD_OUT, "metrics"}  # the teacher must see and hold out the classes that its students do
 
-Run = collections.namedtuple("Run", "directory script options")
-Run.__doc__ = """directory: its --save_dir. script: run.py or run_distill.py. options: {name: [words]}, all others."""
+Trial = collections.namedtuple("Trial", "directory script options")
+Trial.__doc__ = """A run of a script.
+
+directory: its --save_dir. script: run.py or run_distill.py. options: {name: [words]}, all others.
+"""
 
 Comparison = collections.namedtuple(
     "Comparison", "data training teacher trains_teacher student methods sizes rates seeds")
@@ -38,7 +45,11 @@ def read_comparison(path, methods_path, variables):
     Raises:
         UsageError: a file can't be read or used; names it and what is wrong.
     """
+    variables = _Variables(variables)
     sections, known = _read(path, variables), _read_methods(methods_path, variables)
+    idle = sorted(set(variables) - variables.used)
+    if idle:
+        raise UsageError("--set {0} does nothing: there is no %({0})s in {1}; leave it out".format(idle[0], path))
     unknown = sorted(set(sections) - set(SECTIONS))
     teachers = [name for name in ("teacher", "teacher as it comes") if name in sections]
     if unknown or len(teachers) != 1 or not {"compare", "data", "student"} <= set(sections):
@@ -48,23 +59,47 @@ def read_comparison(path, methods_path, variables):
     wrong = sorted(set(compare) - {"sizes", "rates", "seeds", "methods"})
     if wrong:
         raise UsageError("{}: [compare] has no {}; there are sizes, rates, seeds, methods".format(path, wrong[0]))
-    for name, owned in (("data", OWN), ("training", OWN), ("student", OWN), (teachers[0], OWN_OF_TEACHER)):
-        taken = sorted(owned & set(sections.get(name, ())))
-        if taken:
-            raise UsageError("{}: [{}] has {}, which compare.py gives by itself; leave it out".format(
-                path, name, taken[0]))
-    for name in ("base", "embedding_size"):
-        if not sections[teachers[0]].get(name):
-            raise UsageError("{}: [{}] needs {}".format(path, teachers[0], name))
-    if "val_classes" not in sections["data"]:
-        raise UsageError("{}: [data] needs val_classes, the number of training classes that choose rates and epochs"
-                         .format(path))
+    of_data = OF_DATA | set(sections["data"])
+    for name in set(sections) - {"compare"}:
+        _refuse_misplaced(path, "[{}]".format(name), sections[name], OWN_OF_TEACHER if name in teachers else OWN,
+                          () if name == "data" else of_data)
+    for name, options in known.items():
+        _refuse_misplaced(methods_path, name, options, OWN, of_data)
+    _numbers(path, "data", sections["data"], HELD_OUT, positive_int)  # these classes choose rates and epochs
+    _numbers(path, teachers[0], sections[teachers[0]], "embedding_size", not_negative_int)
+    if not sections[teachers[0]].get("base"):
+        raise UsageError("{}: [{}] needs base".format(path, teachers[0]))
     names = compare.get("methods") or list(known)
     refuse_unknown(names, known, methods_path)
     return Comparison(
         sections["data"], sections.get("training", {}), sections[teachers[0]], teachers[0] == "teacher",
-        sections["student"], {name: known[name] for name in names}, _numbers(path, compare, "sizes", int),
-        sorted(_numbers(path, compare, "rates", float)), _numbers(path, compare, "seeds", int))
+        sections["student"], {name: known[name] for name in names},
+        _numbers(path, "compare", compare, "sizes", not_negative_int),
+        sorted(_numbers(path, "compare", compare, "rates", positive_float)),
+        _numbers(path, "compare", compare, "seeds", not_negative_int))
+
+
+class _Variables(dict):
+    """{name: value} that knows which names were asked for, ``used``."""
+
+    def __init__(self, variables):
+        super().__init__(variables)
+        self.used = set()
+
+    def __getitem__(self, name):
+        self.used.add(name)
+        return super().__getitem__(name)
+
+
+def _refuse_misplaced(path, place, options, own, of_data):
+    for name in options:
+        if name in own:
+            raise UsageError("{}: {} has {}, which compare.py gives by itself; leave it out".format(path, place, name))
+        if name == "recall":
+            raise UsageError("{}: {} has recall, but the tables have Recall@1; leave it out".format(path, place))
+        if name in of_data:
+            raise UsageError("{}: {} has {}, which belongs in [data]: teacher and students have it in common".format(
+                path, place, name))
 
 
 def refuse_unknown(names, known, path):
@@ -123,58 +158,55 @@ def _options(path, name, words):
             options[option].append(word)
         else:
             raise UsageError("{}: {} begins with {}, which is no option".format(path, name, word))
-    taken = sorted(OWN & set(options))
-    if taken or not options:
-        raise UsageError("{}: {} {}".format(path, name, "has --{}, which compare.py gives by itself".format(taken[0])
-                                            if taken else "has no options"))
+    if not options:
+        raise UsageError("{}: {} has no options".format(path, name))
     return options
 
 
-def _numbers(path, compare, key, kind):
+def _numbers(path, section, options, key, kind):
+    """Return the numbers of a key, each once; ``kind`` is a type of ``engine.arguments``."""
+    if not options.get(key):
+        raise UsageError("{}: [{}] needs {}".format(path, section, key))
     try:
-        numbers = list(dict.fromkeys(kind(word) for word in compare.get(key, [])))
-    except ValueError as error:
-        raise UsageError("{}: {}: {}".format(path, key, error)) from None
-    if not numbers or kind is float and not all(0 < number < 1e6 for number in numbers):
-        raise UsageError("{}: [compare] needs {}, one or more numbers{}".format(
-            path, key, " above 0" if kind is float else ""))
-    return numbers
+        return list(dict.fromkeys(kind(word) for word in options[key]))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError("{}: [{}] {}: {}".format(path, section, key, error)) from None
 
 
-def teacher_run(comparison, directory):
-    """Return the ``Run`` that trains the teacher or, where it is taken as it comes, measures it."""
+def teacher_trial(comparison, directory):
+    """Return the ``Trial`` that trains the teacher or, where it is taken as it comes, measures it."""
     options = dict(comparison.data)
     if comparison.trains_teacher:
         options = {"mode": ["train"], **options, **comparison.training, "select": ["val"]}
     else:
         options = {"mode": ["eval"], **options}
-    return Run(os.path.join(directory, "teacher"), "run.py",
-               {**options, **comparison.teacher, "no_train_recall": [], "threads": ["1"]})
+    return Trial(os.path.join(directory, "teacher"), "run.py",
+                 {**options, **comparison.teacher, "no_train_recall": [], "threads": ["1"]})
 
 
-def student_run(comparison, directory, size, method, rate, seed):
-    """Return the ``Run`` that trains a student."""
+def student_trial(comparison, directory, size, method, rate, seed):
+    """Return the ``Trial`` that trains a student."""
     if comparison.trains_teacher:
         teacher = {"teacher_load": [os.path.join(directory, "teacher", "best.pth")]}
     else:
         teacher = {"teacher_" + name: words for name, words in comparison.teacher.items()}
     place = os.path.join(directory, "d{}".format(size), method, "lr{:g}".format(rate), "seed{}".format(seed))
-    return Run(place, "run_distill.py", {
+    return Trial(place, "run_distill.py", {
         **comparison.data, **comparison.training, **comparison.student, **teacher, **comparison.methods[method],
         "embedding_size": [str(size)], "lr": ["{:g}".format(rate)], "seed": [str(seed)], "select": ["val"],
         "no_train_recall": [], "threads": ["1"]})
 
 
-def argv_of(run):
+def argv_of(trial):
     """Return the options of a run as words of a command line. A run that trains goes on where it was stopped; what is
     there without a state is the rest of one that failed."""
-    words = [word for name, values in run.options.items() for word in ["--" + name] + values]
-    if only_measures(run):
+    words = [word for name, values in trial.options.items() for word in ["--" + name] + values]
+    if only_measures(trial):
         return words
-    begun = os.path.exists(os.path.join(run.directory, CHECKPOINT))
-    return words + ["--save_dir", run.directory, "--resume" if begun else "--overwrite"]
+    begun = os.path.exists(os.path.join(trial.directory, CHECKPOINT))
+    return words + ["--save_dir", trial.directory, "--resume" if begun else "--overwrite"]
 
 
-def only_measures(run):
-    """Whether a ``Run`` measures a teacher that is taken as it comes."""
-    return run.options.get("mode") == ["eval"]
+def only_measures(trial):
+    """Whether a ``Trial`` measures a teacher that is taken as it comes."""
+    return trial.options.get("mode") == ["eval"]

@@ -4,7 +4,8 @@ import collections
 Search = collections.namedtuple("Search", "size method rate is_chosen waiting over results notes")
 Search.__doc__ = """How far the search is for one size and method.
 
-rate: the best one so far, None while none is over or all failed. is_chosen: whether the search is at its end.
+rate: the best one so far, None while none is over or all failed. is_chosen: whether the search is at its end; no rate
+is chosen without one that failed for a passing reason.
 waiting: [(rate, seed)], runs that are known to be needed and not over. over: [(rate, seed, ``Result``)].
 results: {seed: ``Result``} at ``rate``, without those that failed. notes: sentences for the table.
 """
@@ -51,25 +52,25 @@ def search(size, method, grid, seeds, outcome, extend):
         found = {rate: outcome(rate, first) for rate in tried}
         waiting = [(rate, first) for rate in tried if found[rate] is None]
         best = choose_rate({rate: result.validation for rate, result in found.items() if result})
-        further = one_further(grid, tried, best) if extend and not waiting else None
+        is_chosen = all(result and not result.again for result in found.values())
+        further = one_further(grid, tried, best) if extend and is_chosen else None
         if further is None:
             break
         tried.append(further)
     over = [(rate, first, result) for rate, result in found.items() if result]
-    if not waiting and best is not None:
+    if is_chosen and best is not None:
         for seed in others:
             result = outcome(best, seed)
             if result is None:
                 waiting.append((best, seed))
             else:
                 over.append((best, seed, result))
-    is_chosen = all(found.values())
     results = {seed: result for rate, seed, result in over if rate == best and result.failure is None}
     return Search(size, method, best, is_chosen, waiting, over, results, _notes(tried, found, best, over))
 
 
 def _notes(tried, found, best, over):
-    missing = sum(result is None for result in found.values())
+    missing = sum(result is None or result.again for result in found.values())
     notes = ["{} of {} rates so far.".format(len(tried) - missing, len(tried))] if missing else []
     if not missing and best in (min(tried), max(tried)):
         notes.append("The best rate is the {} of those tried.".format(

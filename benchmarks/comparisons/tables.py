@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 
-from comparejobs import MEASURES
+from comparisons.trials import MEASURES
 
 Found = collections.namedtuple("Found", "size method rate results notes")
 Found.__doc__ = """A row of the table.

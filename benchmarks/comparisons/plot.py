@@ -1,7 +1,7 @@
 """The plot of a comparison: Recall@1 of each method with error bars, one panel a size, the teacher as a dashed line."""
 from xml.sax.saxutils import escape
 
-from comparetables import mean_and_deviation, values_of, with_deviation
+from comparisons.tables import mean_and_deviation, values_of, with_deviation
 
 WIDTH, LEFT, RIGHT, LINE, HEAD, FOOT, STEP = 720, 170, 130, 22, 48, 30, 0.1
 STYLE = """
