@@ -137,7 +137,9 @@ def add_training_options(parser, lr, lr_decay_epochs, lr_decay_gamma, epochs):
                        help="of all weights; adam and sgd add it times the weights to the gradient, adamw shrinks the "
                             "weights; Proxy Anchor and Label Relaxation: 1e-4")
     group.add_argument("--lr", type=positive_float, default=lr,
-                       help="learning rate; Proxy Anchor and Label Relaxation: 1e-4")
+                       help="learning rate. The default is for ImageNet weights; from random weights 3e-4 (a teacher) "
+                            "and 1e-3 (a student) are a good start, see docs/results.md; Proxy Anchor and Label "
+                            "Relaxation: 1e-4")
     group.add_argument("--schedule", choices=tuple(SCHEDULES), default="step",
                        help="of the learning rate, from epoch to epoch; step: see --lr_decay_epochs; cosine: to 0 over "
                             "--epochs (Label Relaxation)")
