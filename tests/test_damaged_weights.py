@@ -88,8 +88,8 @@ PLACES = [  # in a state, what stands there instead, and what is said
     ("progress.epoch", -5, "is damaged: its progress"),
     ("progress.sums", torch.ones(2), "is damaged: its progress"),
 ] + [(part, REMOVED, "is damaged: its {} ".format(part)) for part in PARTS
-     if part not in ("version", "script", "network")] + [
-    (part, 5, "is damaged: its {} ".format(part)) for part in ("optimizer", "random")]
+     if part not in ("version", "script", "network", "criteria")] + [  # an earlier version's state has no criteria
+    (part, 5, "is damaged: its {} ".format(part)) for part in ("optimizer", "random", "criteria")]
 
 
 def _put(state, place, value):
