@@ -53,7 +53,7 @@ def measure(command):
         arguments.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
         asymmetric.check_gallery(args, given)
 
-    has_gallery = command.args.gallery_load is not None
+    has_gallery = asymmetric.gallery_of(command.args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_gallery
     # Settle: run.args does not change after this.
     with settled(command, check, networks, data_options_from="", trains=False) as run:

@@ -19,7 +19,8 @@ from model import WeightsError, check_finite, find_backbone, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
 SPACE_TERMS = ("regression_ratio", "csd_ratio")  # those that make the student's space the teacher's
-OPTIONS = ("gallery_load", "projection_load") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
+OPTIONS = ("gallery_load", "gallery_pretrained", "projection_load") + tuple(
+    "gallery_" + name for name in NETWORK_OPTIONS)
 
 
 def add_gallery_options(parser):
@@ -33,18 +34,32 @@ def add_gallery_options(parser):
                             "triplet) and leave the student's space its own: about what chance gives. What you don't "
                             "give of the network is taken from the file and from the config.json beside it".format(
                                 _in_words()))
+    group.add_argument("--gallery_pretrained", type=arguments.path, metavar="imagenet|FILE",
+                       help="a teacher that needed no training, instead of --gallery_load: weights of its backbone, as "
+                            "for --pretrained, with --gallery_embedding_size 0")
     group.add_argument("--projection_load", type=arguments.path, metavar="FILE",
                        help="a linear map from the space of --load to that of --gallery_load; without this option the "
                             "projection.pth beside --load, if there is one")
     return group
 
 
+def gallery_of(args):
+    """Return the file of the gallery's network, or "imagenet"; None where no other network embeds a gallery."""
+    return args.gallery_load or args.gallery_pretrained
+
+
 def check_gallery(args, given):
-    """Refuse (UsageError) options that do nothing without ``--gallery_load``, and that one without ``--load``."""
-    if args.gallery_load is None:
-        arguments.refuse_idle(given, OPTIONS, "without --gallery_load")
+    """Refuse (UsageError) options that do nothing without a gallery's network, and one without weights or a query's."""
+    if gallery_of(args) is None:
+        arguments.refuse_idle(given, OPTIONS, "without --gallery_load or --gallery_pretrained")
     elif args.load is None:
-        raise UsageError("--gallery_load needs --load, the network of the queries")
+        raise UsageError("--gallery_load and --gallery_pretrained need --load, the network of the queries")
+    elif args.gallery_load and args.gallery_pretrained:
+        raise UsageError("--gallery_load gives all weights of the gallery's network, so --gallery_pretrained does "
+                         "nothing; leave one of them out")
+    elif args.gallery_pretrained and (args.gallery_pretrained == "none" or args.gallery_embedding_size):
+        raise UsageError("--gallery_pretrained {} leaves the gallery's network untrained; give imagenet or FILE with "
+                         "--gallery_embedding_size 0".format(args.gallery_pretrained))
 
 
 def open_projection(run):
@@ -54,7 +69,7 @@ def open_projection(run):
         UsageError: it is missing, or doesn't fit. WeightsError: its file can't be used.
     """
     args = run.args
-    if args.gallery_load is None:
+    if gallery_of(args) is None:
         return None
     theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
     student = (read_config(os.path.dirname(args.load)) or {"options": {}})["options"]
@@ -65,7 +80,7 @@ def open_projection(run):
         if ours != theirs:
             raise UsageError("{} has {} dimensions, {} has {}: needed is the projection.pth that run_distill.py leaves "
                              "beside best.pth with {} (--projection_load FILE)".format(
-                                 args.load, ours, args.gallery_load, theirs, _in_words()))
+                                 args.load, ours, gallery_of(args), theirs, _in_words()))
         if student.get("projection") == "linear":
             raise UsageError("{} was trained with --projection linear, and there is no {}: put it back, or give its "
                              "place with --projection_load FILE".format(args.load, beside))
@@ -73,7 +88,7 @@ def open_projection(run):
     weight = _read(path)
     if tuple(weight.shape) != (theirs, ours):
         problem = "{} leads from {} dimensions to {}, and {} has {}, {} has {}".format(
-            path, *reversed(weight.shape), args.load, ours, args.gallery_load, theirs)
+            path, *reversed(weight.shape), args.load, ours, gallery_of(args), theirs)
         if args.projection_load or ours != theirs:
             raise UsageError(problem + "; it belongs to other networks")
         print("Note: {}, so it is not used".format(problem), flush=True)
@@ -90,9 +105,11 @@ def _warn_of_other_spaces(args, student):
     if "teacher_load" in student and not any(student.get(name) for name in SPACE_TERMS):
         print("Warning: {} was distilled without {}, so its space is its own; about what chance gives is to be "
               "expected".format(args.load, _in_words()), flush=True)
-    elif student.get("teacher_load") and not equal("gallery_load", student["teacher_load"], args.gallery_load):
-        print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
-            args.load, student["teacher_load"], args.gallery_load), flush=True)
+    for kind in ("load", "pretrained"):
+        teacher = student.get("teacher_" + kind)
+        if teacher and not equal("gallery_" + kind, teacher, getattr(args, "gallery_" + kind)):
+            print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
+                args.load, teacher, gallery_of(args)), flush=True)
 
 
 def _in_words():
@@ -127,7 +144,7 @@ def evaluate_across(run, network, gallery_network, projection, loaders):
     Raises: as ``evaluate_splits``.
     """
     args, results = run.args, {}
-    print("Queries: {}. Gallery: {}".format(args.load, args.gallery_load), flush=True)
+    print("Queries: {}. Gallery: {}".format(args.load, gallery_of(args)), flush=True)
     for split, loader in loaders.items():
         paired = loader.gallery is None
         ours, labels = embed_finite(network, loader, run.device, "{} set".format(split), run.precision)
@@ -138,7 +155,7 @@ def evaluate_across(run, network, gallery_network, projection, loaders):
                                      paired)
         tell(results[split], split, epoch=0)
         if paired:
-            for path, embeddings in ((args.load, ours), (args.gallery_load, theirs)):
+            for path, embeddings in ((args.load, ours), (gallery_of(args), theirs)):
                 alone = titled(measurement((embeddings, labels), args))
                 print("For comparison, queries and gallery of the {} set by {}: {}".format(
                     split, path, ", ".join("{} {:.4f}".format(*item) for item in (

@@ -18,6 +18,7 @@ from metric.retrieval import recall_by_definition
 from miniatures import lower_clothes, make_clothes
 from processes import call_in_ranks, complete
 from results import answer, failure
+from tiny import TinyResNet
 
 EVAL = ["--mode", "eval", "--device", "cpu", "--workers", "0"]
 
@@ -128,6 +129,27 @@ def test_a_student_that_can_not_search_there_is_told(teacher, tmp_path, capsys):
         assert code == 0 and ("Warning" in out) == bool(warned) and (not warned or warned in out)
 
 
+def test_a_gallery_by_a_teacher_as_it_comes(pictures, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(TinyResNet(pretrained=False).state_dict(), str(tmp_path / "found.pth"))
+
+    def network(prefix):
+        return [word for name, value in (("base", "tiny"), ("pretrained", tmp_path / "found.pth"),
+                                         ("embedding_size", "0")) for word in ("--" + prefix + name, str(value))]
+
+    argv = options_for(pictures, *network("teacher_"), "--l2normalize", "false", "--regression_ratio", "1",
+                       "--projection", "linear", "--epochs", "1", "--save_dir", tmp_path / "student")
+    assert answer(capsys, run_distill.main, argv)[0] == 0
+    query = [*EVAL, "--load", tmp_path / "student" / "best.pth"]
+    code, out, errors = answer(capsys, run.main, query + network("gallery_"))
+    assert code == 0 and "Warning" not in out, errors
+    assert set(printed(out)) == {(1, "train"), (1, "test")}
+    # The teacher alone is what --mode eval says of it.
+    code, alone, _ = answer(capsys, run.main, EVAL + network("") + ["--dataset", "folder", "--data", pictures,
+                                                                    "--image_size", "32"])
+    assert code == 0 and printed(alone)[1, "test"] in out.split("For comparison")[-1]
+
+
 def test_projections_that_do_not_fit(pair, tmp_path, capsys):
     def refused(*argv):
         return failure(capsys, run.main, [str(word) for word in argv])
@@ -161,7 +183,10 @@ def test_a_projection_beside_the_weights_that_is_another_epochs_or_for_another_g
 @pytest.mark.parametrize("more, expected", [
     (["--mode", "eval", "--gallery_base", "tiny"], "--gallery_base does nothing without --gallery_load"),
     (["--mode", "eval", "--projection_load", "p.pth"], "--projection_load does nothing without --gallery_load"),
-    (["--mode", "eval", "--gallery_load", "nowhere.pth"], "--gallery_load needs --load"),
+    (["--mode", "eval", "--gallery_load", "nowhere.pth"], "need --load, the network of the queries"),
+    (["--mode", "eval", "--load", "a.pth", "--gallery_pretrained", "b.pth"], "--gallery_embedding_size 0"),
+    (["--mode", "eval", "--load", "a.pth", "--gallery_load", "c.pth", "--gallery_pretrained", "b.pth"],
+     "--gallery_load gives all weights"),
     (["--gallery_load", "nowhere.pth"], "--gallery_load does nothing with --mode train"),
 ])
 def test_a_gallery_where_there_is_none(pictures, capsys, more, expected):

@@ -121,7 +121,7 @@ def test_a_tilde_is_the_home(script, tmp_path, monkeypatch):
     parser = script.build_parser()
     names = [action.dest for action in parser._actions
              if action.metavar and re.search("PATH|DIR|FILE", str(action.metavar))]
-    assert len(names) == (9 if script is run_distill else 8) and set(names) <= set(PATHS)
+    assert len(names) == 9 and set(names) <= set(PATHS)
     for name in names:
         args = parser.parse_args(["--{}=~/x".format(name)])
         assert getattr(args, name) == str(tmp_path / "x")
