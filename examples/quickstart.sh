@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on drawn birds, from random weights, without data, network or accelerator (after the installation):
-# teacher, evaluation, the same student by triplet loss alone, by RKD and by RKD + triplet, evaluation. About 5 minutes
+# teacher, evaluation, the same student by triplet loss alone, by RKD and by RKD + triplet, evaluation. About 6 minutes
 # on 2 CPU cores. Each student has its own best learning rate, as benchmarks/compare.py found it on validation classes.
 # PROCESSES=2 bash examples/quickstart.sh lets torchrun start each command in 2 processes.
 set -euo pipefail
