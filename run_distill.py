@@ -55,7 +55,8 @@ TERMS = [
          lambda args, shapes: losses.PKT(), ON_EMBEDDINGS, {}),
     Term("similarity", "the KL divergence of similarities (S2SD, Roth et al., ICML 2021); 50 is usual",
          lambda args, shapes: losses.SimilarityKL(args.similarity_temperature), ON_EMBEDDINGS, {
-             "similarity_temperature": dict(type=arguments.positive_float, default=1, help="temperature of the similarities whose softmax is compared")}),
+             "similarity_temperature": dict(type=arguments.positive_float, default=1,
+                                            help="temperature of the similarities whose softmax is compared")}),
     Term("regression", "embedding regression, 1 - cosine of the student's embedding and the teacher's",
          lambda args, shapes: losses.EmbeddingRegression(), ON_PROJECTED, {}),
     Term("csd", "contextual similarity to the teacher's nearest embeddings (Wu et al., CVPR 2022)",

@@ -15,6 +15,7 @@ from engine.evaluation import embed_finite, measurement, tell, titled
 from engine.interruption import deferred_interruptions
 from engine.networks import NETWORK_OPTIONS
 from engine.rundir import BEST, PROJECTION, equal, read_config
+from engine.teacher import check_found
 from model import WeightsError, check_finite, find_backbone, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
@@ -54,12 +55,10 @@ def check_gallery(args, given):
         arguments.refuse_idle(given, OPTIONS, "without --gallery_load or --gallery_pretrained")
     elif args.load is None:
         raise UsageError("--gallery_load and --gallery_pretrained need --load, the network of the queries")
-    elif args.gallery_load and args.gallery_pretrained:
-        raise UsageError("--gallery_load gives all weights of the gallery's network, so --gallery_pretrained does "
-                         "nothing; leave one of them out")
-    elif args.gallery_pretrained and (args.gallery_pretrained == "none" or args.gallery_embedding_size):
-        raise UsageError("--gallery_pretrained {} leaves the gallery's network untrained; give imagenet or FILE with "
-                         "--gallery_embedding_size 0".format(args.gallery_pretrained))
+    elif args.gallery_pretrained == "none":
+        raise UsageError("--gallery_pretrained none leaves the gallery's network untrained; give imagenet or FILE")
+    else:
+        check_found(args, GALLERY[1])
 
 
 def open_projection(run):

@@ -30,18 +30,25 @@ def check_teacher(args, of_stages):
     """
     if args.teacher_load is None and args.teacher_pretrained in (None, "none"):
         raise UsageError("a teacher is missing: give {}, or {}".format(MADE_TEACHER, FOUND_TEACHER))
-    if args.teacher_load is not None and args.teacher_pretrained is not None:
-        raise UsageError("--teacher_load gives all weights of the teacher, so --teacher_pretrained does nothing; leave "
-                         "one of them out")
-    if args.teacher_load is None and args.teacher_embedding_size:
-        raise UsageError("with --teacher_pretrained the teacher's head of {} dimensions would be untrained; add "
-                         "--teacher_embedding_size 0".format(args.teacher_embedding_size))
+    check_found(args, "teacher_")
     if args.teacher_views and of_stages:
         raise UsageError("{} needs the maps of the teacher's stages, and --teacher_views keeps its embeddings only; "
                          "leave one of them out".format(of_stages[0]))
     if 0 < args.teacher_views < args.views:
         raise UsageError("--teacher_views {} are fewer crops than --views {} takes of a picture; take at least as many"
                          .format(args.teacher_views, args.views))
+
+
+def check_found(args, prefix):
+    """Refuse (UsageError) a network, whose options have this prefix, with weights of two kinds, or with those of its
+    backbone alone and an untrained head."""
+    load, size = getattr(args, prefix + "load"), getattr(args, prefix + "embedding_size")
+    if load is not None and getattr(args, prefix + "pretrained") is not None:
+        raise UsageError("--{0}load gives all weights of that network, so --{0}pretrained does nothing; leave one of "
+                         "them out".format(prefix))
+    if load is None and size:
+        raise UsageError("with --{0}pretrained a head of {1} dimensions would be untrained; add --{0}embedding_size 0"
+                         .format(prefix, size))
 
 
 def check_stages(args, of_stages):

@@ -109,26 +109,29 @@ def outputs(network, images, with_stages):
 
 
 def shapes_of(student, teacher, terms, args, device):
-    """Return the ``Shapes`` of two embedding networks, each of which is shown one picture.
+    """Return the ``Shapes`` of two embedding networks; each is shown one picture if a term compares maps.
 
     Raises:
         UsageError: stages that a term compares have maps of unequal sizes.
     """
     compared = sorted({number for term in terms for number in term.way.stages})
-    picture = torch.zeros(1, 3, args.image_size, args.image_size, dtype=torch.uint8, device=device)
-    found = []
-    for network in (student, teacher):
-        was_training = network.training
-        network.eval()
-        with torch.no_grad():
-            # Of the class: the network's own may be compiled, and would be so for this one picture.
-            *maps, embeddings = outputs(type(network).forward.__get__(network), picture, bool(compared))
-        network.train(was_training)
-        found.append((embeddings.shape[1], [tuple(each.shape[1:]) for each in maps]))
-    (ours, our_maps), (theirs, their_maps) = found
+    ours, theirs = ([_maps_of(network, args.image_size, device) for network in (student, teacher)] if compared
+                    else ([], []))
     for number in compared:
-        if our_maps[number][1:] != their_maps[number][1:]:
+        if ours[number][1:] != theirs[number][1:]:
             raise UsageError("the maps of both networks' stages must have equal sizes; the student has one of {} x {}, "
                              "the teacher {} x {}: take another network, or leave the term out".format(
-                                 *our_maps[number][1:], *their_maps[number][1:]))
-    return Shapes(ours, theirs, our_maps, their_maps)
+                                 *ours[number][1:], *theirs[number][1:]))
+    return Shapes(student.embedding_size, teacher.embedding_size, ours, theirs)
+
+
+def _maps_of(network, image_size, device):
+    """Return (channels, height, width) of the maps of the four stages."""
+    picture = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        # Of the class: the network's own may be compiled, and would be so for this one picture.
+        *maps, _ = outputs(type(network).forward.__get__(network), picture, True)
+    network.train(was_training)
+    return [tuple(each.shape[1:]) for each in maps]

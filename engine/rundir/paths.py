@@ -5,8 +5,8 @@ import os
 # The options that are paths, and their values that are none.
 PATHS = {"data": (), "unlabelled": (), "load": (), "teacher_load": (), "save_dir": (), "recipe": (),
          "gallery_load": (), "projection_load": (), "pretrained": ("imagenet", "none"),
-         "teacher_pretrained": ("imagenet", "none"),
-         "gallery_pretrained": ("imagenet", "none"), "cache": ("auto", "off")}
+         "teacher_pretrained": ("imagenet", "none"), "gallery_pretrained": ("imagenet", "none"),
+         "cache": ("auto", "off")}
 
 
 def absolute(options):
