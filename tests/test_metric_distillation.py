@@ -10,13 +10,10 @@ from metric import angles
 from metric.loss import (HardDarkRank, RKdAngle, RkdDistance, attention_transfer_loss, contextual_similarity_loss,
                          embedding_regression_loss, fitnet_loss, hard_darkrank_loss, pkt_loss, relaxed_contrastive_loss,
                          rkd_angle_loss, rkd_distance_loss, similarity_kl_loss)
+from tensors import assert_float32_is_enough, random_tensor
 
 EMBEDDING_LOSSES = [rkd_distance_loss, rkd_angle_loss, hard_darkrank_loss, relaxed_contrastive_loss, pkt_loss,
                     similarity_kl_loss, embedding_regression_loss, contextual_similarity_loss]
-
-
-def random_tensor(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def smooth_l1(x):
@@ -265,15 +262,7 @@ def test_float32_is_within_1e_4_of_float64(function, kind, unit_length):
     student = nearby(kind)
     if unit_length and kind != "shifted":
         student = student / student.norm(dim=1, keepdim=True)
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = student.float().to(dtype).requires_grad_()
-        loss = function(leaf, teacher.to(dtype))
-        loss.backward()
-        results.append((loss.item(), leaf.grad.double()))
-    (loss, gradient), (expected, expected_gradient) = results
-    assert loss == pytest.approx(expected, rel=1e-4)
-    assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+    assert_float32_is_enough(function, student, teacher)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from metric.loss import AttentionTransfer, FitNet, attention_transfer_loss, fitnet_loss
-
-
-def random_tensor(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+from tensors import random_tensor
 
 
 def loop_attention(maps):

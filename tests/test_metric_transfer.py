@@ -11,13 +11,10 @@ import torch
 from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, Projection, RelaxedContrastive, SimilarityKL,
                          contextual_similarity_loss, embedding_regression_loss, pkt_loss, relaxed_contrastive_loss,
                          similarity_kl_loss)
+from tensors import assert_float32_is_enough, random_tensor
 
 RELATIONAL = [relaxed_contrastive_loss, pkt_loss, similarity_kl_loss]
 SPACES = [embedding_regression_loss, contextual_similarity_loss]  # both embeddings have one dimension
-
-
-def random_tensor(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def loop_unit(row):
@@ -141,15 +138,7 @@ def test_a_space_is_the_teachers_only_if_it_is_not_turned(function):
 def test_float32_is_within_1e_4_of_float64(function, offset):
     teacher = offset + random_tensor(128, 512 if function in RELATIONAL else 64, seed=5).float()
     student = offset + random_tensor(128, 64, seed=3).float()
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = student.to(dtype, copy=True).requires_grad_()
-        loss = function(leaf, teacher.to(dtype))
-        loss.backward()
-        results.append((loss.item(), leaf.grad.double()))
-    (loss, gradient), (expected, expected_gradient) = results
-    assert loss == pytest.approx(expected, rel=1e-4)
-    assert (gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+    assert_float32_is_enough(function, student, teacher)
 
 
 @pytest.mark.parametrize("function", RELATIONAL + SPACES)
