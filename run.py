@@ -14,7 +14,7 @@ The same without data, network or accelerator, on birds that are drawn on first 
 """
 import sys
 
-from engine import arguments, asymmetric, options, ranks
+from engine import arguments, asymmetric, modes, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
@@ -33,7 +33,7 @@ NETWORKS = [("load", "")]  # the option that names a network's file, and the pre
 def build_parser():
     parser = arguments.new_parser("run.py", __doc__)
     group = parser.add_argument_group("what to do")
-    group.add_argument("--mode", choices=("train", "eval"), default="train", help="train, or measure Recall@K only")
+    modes.add_mode_option(group, MODES, default="train")
     group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
@@ -50,7 +50,7 @@ def build_parser():
 
 def measure(command):
     def check(args, given):
-        arguments.refuse_idle(given, TRAINING_ONLY, "with --mode eval")
+        modes.refuse_idle(MODES, args, given)
         asymmetric.check_gallery(args, given)
 
     has_gallery = asymmetric.gallery_of(command.args) is not None
@@ -72,7 +72,7 @@ def measure(command):
 
 def train(command):
     def check(args, given):
-        arguments.refuse_idle(given, asymmetric.OPTIONS, "with --mode train")
+        modes.refuse_idle(MODES, args, given)
         return check_loss(args, given)
 
     # Settle: run.args does not change after this.
@@ -96,10 +96,17 @@ def train(command):
         fit(Job(run, data, network, step, printed_bests=[best], criteria={"loss": Trained(criterion, args.proxy_lr)}))
 
 
+# One more mode is one row.
+MODES = {
+    "train": modes.Mode("train a network", train, TRAINING_ONLY),
+    "eval": modes.Mode("measure Recall@K only", measure, asymmetric.OPTIONS),
+}
+
+
 def main(argv=None):
     def run_command():
         command = parse_with_recipe(build_parser(), argv)
-        return measure(command) if command.args.mode == "eval" else train(command)
+        return MODES[command.args.mode].run(command)
 
     return run_script("run.py", run_command)
 

@@ -6,10 +6,11 @@ may have their weights in the same dict. Here the weights of one network are fou
 """
 import collections
 import hashlib
+import json
 
 import torch
 
-__all__ = ["NOTES", "NOTHING", "Found", "find_networks", "described", "digest_of_weights"]
+__all__ = ["NOTES", "NOTHING", "Found", "find_networks", "described", "digest_of_network", "digest_of_weights"]
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 DEEPEST = 3  # dicts inside dicts
@@ -95,3 +96,10 @@ def digest_of_weights(network):
         digest.update("{} {} {}\n".format(name, value.dtype, tuple(value.shape)).encode())
         digest.update(value.view(-1).numpy().tobytes())
     return digest.hexdigest()
+
+
+def digest_of_network(network):
+    """Return a digest of all that decides what a ``LinearEmbedding`` makes of a picture: its weights, and what it notes
+    beside them (normalisation, pooling, how pictures are resized)."""
+    notes = _notes(network.state_dict(), "")
+    return hashlib.sha256((digest_of_weights(network) + json.dumps(notes, sort_keys=True)).encode()).hexdigest()

@@ -1,0 +1,22 @@
+"""What a script does, by its ``--mode``: one more is one row of the script's table of modes."""
+import collections
+
+from engine import arguments
+
+Mode = collections.namedtuple("Mode", "help run uses")
+Mode.__doc__ = """One thing that a script does.
+
+help: in words, for --help. run: what does it, ``Command`` -> None.
+uses: names of the options that it uses, of those that not every mode uses; all that no mode names are everyone's.
+"""
+
+
+def add_mode_option(group, modes, default):
+    group.add_argument("--mode", choices=tuple(modes), default=default,
+                       help="; ".join("{}: {}".format(name, mode.help) for name, mode in modes.items()))
+
+
+def refuse_idle(modes, args, given):
+    """Refuse options (UsageError) that are given although the mode of ``args`` does not use them."""
+    others = set().union(*(mode.uses for mode in modes.values())).difference(modes[args.mode].uses)
+    arguments.refuse_idle(given, others, "with --mode " + args.mode)
