@@ -21,6 +21,7 @@ Where each formula is, with its shapes and corner cases:
                                        metric.exact the last step of it
     MAP@R, R-precision, MRR          measures_by_definition in metric.measures; measures there is the fast way, and
                                        metric.rnearest the ranks that the first two are made of
+    common neighbours, linear CKA    common_neighbours, linear_cka in metric.similarity
 
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.pml        the losses of the package pytorch-metric-learning for run.py --loss pml/NAME
