@@ -8,7 +8,8 @@ Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068. T
       --dist_ratio 1 --angle_ratio 2 --save_dir student
   python3 run.py --mode eval --load student/best.pth
 
-The student is trained on the sum of the loss terms whose ratio is not 0; the others are not computed.
+The student is trained on the sum of the loss terms whose ratio is not 0; the others are not computed. With --diagnose
+nothing is trained: the same command then says in seconds whether it is worth the hours.
 """
 import sys
 
@@ -16,6 +17,7 @@ import torch
 
 from engine import arguments, options, ranks
 from engine.data import open_data
+from engine.diagnosis import add_diagnose_option, check_diagnosis, diagnose
 from engine.errors import UsageError, run_script
 from engine.loop import Job, fit
 from engine.measured import evaluate_once
@@ -86,12 +88,15 @@ def build_parser():
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-4, lr_decay_epochs=[40, 60], lr_decay_gamma=0.1, epochs=80)
     options.add_run_options(parser)
+    add_diagnose_option(parser)
     return parser
 
 
 def check(args, given):
     """Refuse (UsageError) options of the terms that don't fit together; return whether two pictures of a class are
     needed."""
+    if args.diagnose:
+        check_diagnosis(given)
     check_terms(TERMS, args, given)
     terms = chosen(TERMS, args)
     check_teacher(args, needing(terms, "stages"))
@@ -149,20 +154,24 @@ def train(command):
         student = open_network(run, title="Student")
         teacher = frozen(run, open_network(run, "teacher_", title="Teacher"))
         criteria = build_criteria(args, shapes_of(student, teacher, terms, args, run.device))
-        if not run.is_resumed:
+        if not (run.is_resumed or args.diagnose):
             evaluate_once(run, teacher, data.evaluation)
-        if args.teacher_views:
+        if args.teacher_views and not args.diagnose:
             draw_from_teacher_views(run, teacher, data)
             teacher = None  # it needs no memory any more
         if not any(term.way.reaches_embedding for term in terms):
             for module in student.after_maps():
                 module.requires_grad_(False)
         model = for_steps(run, student)
-        # Fit. What the criteria have to learn is new, as the student's head is.
+        # Fit, or say what that would be. What the criteria have to learn is new, as the student's head is.
         trained = {name: Trained(criterion.to(run.device), args.head_lr) for name, criterion in criteria.items()}
-        fit(Job(run, data, student, build_step(model, teacher, args, criteria), criteria=trained,
-                kept={PROJECTION: "projection"} if "projection" in trained else {}, printed_bests=[
-                    ("Best Train Recall", "Best Train", "train"), ("Best Eval Recall", "Best Test", "test")]))
+        job = Job(run, data, student, build_step(model, teacher, args, criteria), criteria=trained,
+                  kept={PROJECTION: "projection"} if "projection" in trained else {}, printed_bests=[
+                      ("Best Train Recall", "Best Train", "train"), ("Best Eval Recall", "Best Test", "test")])
+        if args.diagnose:
+            diagnose(job, teacher, {term.name: getattr(args, term.name + "_ratio") for term in terms})
+        else:
+            fit(job)
 
 
 def main(argv=None):

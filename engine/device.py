@@ -1,6 +1,7 @@
 """Where the networks run, with how many threads, and every random source."""
 import os
 import random
+import sys
 import time
 
 import numpy as np
@@ -127,6 +128,18 @@ def _free_cores():
                    for core in os.sched_getaffinity(0))
     except (OSError, AttributeError, LookupError, ValueError):
         return None
+
+
+def peak_memory(device):
+    """Return the most bytes that this process has held so far: of a CUDA device's memory in tensors, else of the
+    machine's; None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def place(network, device):

@@ -32,7 +32,7 @@ def draw_from_teacher_views(run, teacher, data):
         TrainingError: an embedding is not finite. Others: see ``embed``.
     """
     args = run.args
-    crops = FixedCrops(args.crop, args.seed, args.teacher_views, args.views)
+    crops = crops_of_teacher_views(args)
     options = {name: getattr(args, "teacher_" + name) for name in NETWORK_OPTIONS}
     path = table_path(data.batches.pictures, {
         "teacher": digest_of_weights(teacher), "options": options, "image_size": args.image_size, "crop": args.crop,
@@ -53,6 +53,11 @@ def draw_from_teacher_views(run, teacher, data):
             how = "embedded before, from {}".format(shown(os.path.dirname(path)))
     print("Teacher views: {} crops of each of {} pictures, {}".format(*table.shape[:2], how), flush=True)
     data.batches.draw_from(crops.with_table(table))
+
+
+def crops_of_teacher_views(args):
+    """Return the fixed crops that ``--teacher_views`` asks for."""
+    return FixedCrops(args.crop, args.seed, args.teacher_views, args.views)
 
 
 def _leads_its_machine():

@@ -49,8 +49,9 @@ def common_neighbours(ours, theirs, K=(1, 10), our_gallery=None, their_gallery=N
 
         share_k = 1 / N sum over the queries i of |N_k^S(i) and N_k^T(i)| / k
 
-    N_k(i) is the set of the k nearest (Euclidean) to i in one set of embeddings, i itself excluded by index: their order
-    does not count. 1: both networks find the same; two that know nothing of each other share k / (N - 1), or k / M.
+    N_k(i) is the set of the k nearest (Euclidean) to i in one set of embeddings, i itself excluded by index; their
+    order does not count. 1: both networks find the same; two that know nothing of each other share k / (N - 1), or
+    k / M.
 
     Args:
         ours: N x d, theirs: N x any dimension; the same N pictures, floating point, on one device.

@@ -15,8 +15,8 @@ from dataset.files import digest_of
 from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.evaluation import TITLES
-from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, LAST, LOG, RESULT, SKIPPED, SPEED, write_json,
-                                 write_tensors, write_text)
+from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, DIAGNOSIS, LAST, LOG, RESULT, SKIPPED, SPEED,
+                                 write_json, write_tensors, write_text)
 from engine.rundir.paths import absolute, is_path
 from engine.rundir.resume import refuse_other_run
 from engine.rundir.state import VERSION, restore
@@ -68,7 +68,8 @@ class RunRecord:
                 if self.saved and prefix and name in self.saved["inputs"]:
                     raise UsageError("--{} {}: this run began with a file; give its place".format(name, path))
                 continue
-            if os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.save_dir):
+            in_the_way = os.path.realpath(os.path.dirname(path)) == os.path.realpath(self.save_dir)
+            if in_the_way and not self.options.get("diagnose"):
                 raise UsageError("--save_dir {} holds {}, which this run reads and would overwrite; give the run a "
                                  "directory of its own".format(self.save_dir, path))
             if self.saved and not prefix:
@@ -253,13 +254,20 @@ class RunRecord:
 
     def _describe(self):
         """Write what the run is: its options, and the pictures that it leaves out."""
-        write_json(self._path(CONFIG), {
-            "script": self.script, "options": absolute(self.options),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__}})
+        write_json(self._path(CONFIG), self._description())
         if self.skipped:
             write_text(self._path(SKIPPED), "".join(line + "\n" for line in self.skipped))
         else:
             self._remove(SKIPPED)
+
+    def _description(self):
+        return {"script": self.script, "options": absolute(self.options),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__}}
+
+    def keep_diagnosis(self, found):
+        """Write ``diagnose.json``: what would be run, and what was ``found`` of it, plain values by name."""
+        if self.writes:
+            write_json(self._path(DIAGNOSIS), dict(self._description(), **found))
 
     def _remove(self, *names):
         for name in names:

@@ -10,7 +10,7 @@ from engine.rundir.state import read_state
 
 # Sets of options. Commands that differ in these only are for the same run.
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
-                       "overwrite", "save_dir", "recipe"}
+                       "overwrite", "save_dir", "recipe", "diagnose"}
 # A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
 MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "unlabelled", "teacher_load", "teacher_pretrained"}
 # A run that goes on takes these from the command line or this machine, never from its state.
@@ -73,7 +73,7 @@ def _saved_run(command, args):
 
 
 def refuse_other_run(directory, script, options):
-    """Refuse a directory that holds a run, unless --overwrite is given.
+    """Refuse a directory that holds a run, unless --overwrite is given; to a diagnosis, one that holds another run.
 
     Raises:
         UsageError: says whether it is this very run, finished or not, or another one, and what differs.
@@ -82,16 +82,21 @@ def refuse_other_run(directory, script, options):
     if options["overwrite"] or not present:
         return
     holds = "--save_dir {} holds ".format(directory)
-    away = "give this run a directory of its own, replace that one with "
+
+    def other(what, go_on):
+        replace = "" if options.get("diagnose") else ", replace that one with --overwrite" + go_on
+        return UsageError("{}{}; give this run a directory of its own{}".format(holds, what, replace))
+
     if config is None:
-        raise UsageError("{}{} of another run; {}--overwrite{}".format(
-            holds, present[0], away, ", or go on with it with --resume" if CHECKPOINT in present else ""))
+        raise other(present[0] + " of another run",
+                    ", or go on with it with --resume" if CHECKPOINT in present else "")
     differing = _differences(config["options"], options, NOT_PART_OF_THE_RUN)
     if config.get("script") != script:
         differing = "it is of {}".format(config.get("script"))
     if differing:
-        raise UsageError("{}another run ({}); {}--overwrite, or go on with that one with --resume".format(
-            holds, differing, away))
+        raise other("another run ({})".format(differing), ", or go on with that one with --resume")
+    if options.get("diagnose"):  # its file lies beside the run that it is of
+        return
     if RESULT in present:
         raise UsageError(holds + "this run, finished; --overwrite does it again, --resume with more --epochs goes on")
     if CHECKPOINT in present:
