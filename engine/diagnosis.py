@@ -82,25 +82,29 @@ def diagnose(job, teacher, ratios):
 def _compare(run, student, teacher, loaders):
     """Return (the figures of the test set, {what: seconds}): "measuring", the student on all sets that a training
     measures, and "teacher_picture", one picture by the teacher."""
-    loader, found, embedded, seconds = loaders["test"], {}, {}, {}
-    for name, network in (("teacher", teacher), ("student", for_evaluation(run, student))):
-        began = time.perf_counter()
-        sides = [embed_finite(network, side, run.device, "{} by the {}".format(what, name), None)
-                 for side, what in ((loader, "test set"), (loader.gallery, "gallery")) if side is not None]
-        embedded[name], seconds[name] = [embeddings for embeddings, _ in sides], time.perf_counter() - began
-        one = measurement(sides[0], run.args, *sides[1:])
-        found[name] = dict({"recall": {str(k): value for k, value in one.recalls.items()}, "spread": one.spread},
-                           **one.more)
-        seconds[name + "_measured"] = time.perf_counter() - began
-    ours, theirs = embedded["student"], embedded["teacher"]
-    found["queries"], found["searched"] = len(ours[0]), len(ours[-1]) - (loader.gallery is None)
-    ks = [k for k in NEIGHBOURS if k <= found["searched"]]
-    shares = common_neighbours(ours[0], theirs[0], ks, *(side[1] for side in (ours, theirs) if len(side) > 1))
-    found["common_neighbours"] = {str(k): share for k, share in shares.items()}
-    found["linear_cka"] = linear_cka(torch.cat(ours), torch.cat(theirs))
+    loader = loaders["test"]
+    theirs, their_figures, teacher_seconds, _ = _measure(run, teacher, loader, "teacher")
+    ours, our_figures, _, student_seconds = _measure(run, for_evaluation(run, student), loader, "student")
+    searched = len(ours[-1]) - (loader.gallery is None)
+    shares = common_neighbours(ours[0], theirs[0], [k for k in NEIGHBOURS if k <= searched], *(
+        () if loader.gallery is None else (ours[1], theirs[1])))
     pictures, all_pictures = _pictures(loader), sum(map(_pictures, loaders.values()))
-    return found, {"measuring": seconds["student_measured"] * all_pictures / pictures,
-                   "teacher_picture": seconds["teacher"] / pictures}
+    return ({"queries": len(ours[0]), "searched": searched, "teacher": their_figures, "student": our_figures,
+             "common_neighbours": {str(k): share for k, share in shares.items()},
+             "linear_cka": linear_cka(torch.cat(ours), torch.cat(theirs))},
+            {"measuring": student_seconds * all_pictures / pictures, "teacher_picture": teacher_seconds / pictures})
+
+
+def _measure(run, network, loader, name):
+    """Return (embeddings of the queries and, if there is one, of the gallery; {measure: value}; seconds of embedding;
+    seconds in all) of the network that is called ``name``."""
+    began = time.perf_counter()
+    sides = [embed_finite(network, side, run.device, "{} by the {}".format(what, name), None)
+             for side, what in ((loader, "test set"), (loader.gallery, "gallery")) if side is not None]
+    embedded = time.perf_counter()
+    found = measurement(sides[0], run.args, *sides[1:])
+    figures = dict(found.more, recall={str(k): value for k, value in found.recalls.items()}, spread=found.spread)
+    return [embeddings for embeddings, _ in sides], figures, embedded - began, time.perf_counter() - began
 
 
 def _pictures(loader):
