@@ -6,6 +6,7 @@ from engine.evaluation import COLLAPSED_SPREAD, TITLES
 LITTLE = 0.03  # a teacher whose first recall is less above the student's has little to teach
 ALIKE = 0.8  # networks that share so much of their neighbours, of what is above chance, find nearly the same
 DOMINANT = 0.95  # a term with such a share leaves the others hardly any
+HARDLY = 0.01  # a term with a smaller share of the gradients hardly counts
 
 
 def tell_figures(found, run):
@@ -75,8 +76,8 @@ def _on_learning(test):
                 "Distilling is not likely to change much".format(shared, k, figures))
     if teacher - student < max(LITTLE, chance):
         return ("The teacher is hardly better than the student is already ({}; with {} queries a difference of {:.1%} "
-                "may be chance): there is little to learn from it that this test set would show".format(
-                    figures, test["queries"], chance))
+                "may be chance): there is little to learn from it that this test set would show. They share {:.0%} of "
+                "the {} nearest".format(figures, test["queries"], chance, shared, k))
     return ("The teacher finds what the student doesn't yet ({}): there is something to learn. As a rule the teacher's "
             "figure is about the most to hope for; whether this student gets there, only training shows".format(
                 figures))
@@ -92,6 +93,10 @@ def _on_terms(terms):
         lines.append("The term {} makes {:.0%} of the gradients ({} of the loss): at the start the others hardly "
                      "count; if they should, raise their ratios".format(
                          name, top["gradient_share"], _percent(top["share"])))
+    else:
+        lines += ["The term {} makes {} of the gradients: at the start it hardly counts; if it should, raise its "
+                  "ratio".format(name, _percent(term["gradient_share"]))
+                  for name, term in terms.items() if 0 < term["gradient_share"] < HARDLY]
     for name, term in terms.items():
         if term["share"] >= DOMINANT > term["gradient_share"]:
             lines.append("The term {} is {:.0%} of the loss, but {} of the gradients: the sum that is printed follows "

@@ -70,12 +70,13 @@ def test_figures_are_those_of_a_training_that_then_begins_there(teacher, picture
     assert_same_run(tmp_path / "run", tmp_path / "fresh")
     assert read(str(tmp_path / "run"), "diagnose.json") == before
     untrained, epoch = [json.loads(line) for line in read(str(tmp_path / "run"), "log.jsonl").splitlines()]
-    student, ours = found["test"]["student"], found["test"]["teacher"]
+    student, theirs = found["test"]["student"], found["test"]["teacher"]
     assert student["recall"] == untrained["recall"]["test"] and student["map@r"] == untrained["map@r"]["test"]
     assert {name: term["loss"] for name, term in found["terms"].items()} == pytest.approx(epoch["terms"], rel=1e-4)
     code, of_teacher, _ = answer(capsys, run.main, ["--mode", "eval", "--load", teacher + "/best.pth", "--recall", "1",
                                                     "4", "--metrics", "map@r", "--workers", "0"])
-    for title, value in (("Recall@1", ours["recall"]["1"]), ("Recall@4", ours["recall"]["4"]), ("MAP@R", ours["map@r"])):
+    for title, value in (("Recall@1", theirs["recall"]["1"]), ("Recall@4", theirs["recall"]["4"]),
+                         ("MAP@R", theirs["map@r"])):
         assert "{}: [{:.4f}] test".format(title, 100 * value) in of_teacher
         assert re.search(r"{}\s+{:.2f} ".format(title, 100 * value), out), out
     assert ("Teacher views: about" in out) == bool(more)
@@ -114,8 +115,8 @@ def test_nothing_is_trained(teacher, stopped, monkeypatch, capsys):
         moved.append(state_of(stopped[0]))
 
     monkeypatch.setattr(firststeps, "train_epoch", noted)
-    argv = distil_for(teacher, "--regression_ratio", "1", "--fitnet_ratio", "1", "--triplet_ratio", "1", "--head_epochs",
-                      "1", "--lr", "1e-2", "--diagnose")
+    argv = distil_for(teacher, "--regression_ratio", "1", "--fitnet_ratio", "1", "--triplet_ratio", "1", "--lr", "1e-2",
+                      "--head_epochs", "1", "--diagnose")
     assert answer(capsys, run_distill.main, argv)[0] == 0
     job, _, before = stopped
     assert_equal_states(state_of(job), before)
@@ -212,6 +213,8 @@ def figures(teacher=0.5, student=0.2, queries=1000, shared=0.1, spread=(1, 1), *
      ["The teacher finds", "The term angle is 99% of the loss, but 50.0% of the gradients"]),
     (figures(dist=(0.01, 1, 0.01), angle=(0.99, 99, 0.99)),
      ["The teacher finds", "The term angle makes 99% of the gradients (99.0% of the loss)"]),
+    (figures(dist=(0.5, 50, 0.5), pkt=(0.01, 0.1, 0.001), angle=(0.49, 49, 0.499)),
+     ["The teacher finds", "The term pkt makes 0.1% of the gradients: at the start it hardly counts"]),
     (figures(dist=(0.0, 0, 0.0), angle=(1.0, 1, 1.0)),
      ["The teacher finds", "The term dist has no gradient", "The term angle makes 100% of the gradients"]),
     (figures(dist=(math.nan, 0, math.nan), angle=(math.nan, 0, math.nan)),
