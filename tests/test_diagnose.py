@@ -166,7 +166,10 @@ def test_a_directory_may_hold_this_run_and_no_other(teacher, tmp_path, capsys):
     assert "--overwrite" not in line and content(tmp_path / "run") == before
     assert answer(capsys, run_distill.main, argv + ["--diagnose"])[0] == 0
     after = content(tmp_path / "run")
-    assert after.pop("diagnose.json") and after == before
+    diagnosis_there = after.pop("diagnose.json")
+    assert after == before
+    assert answer(capsys, run_distill.main, argv + ["--overwrite"])[0] == 0
+    assert content(tmp_path / "run")["diagnose.json"] == diagnosis_there
     line = failure(capsys, run_distill.main, argv + ["--diagnose", "--save_dir", teacher])
     assert "holds another run (it is of run.py)" in line
 
