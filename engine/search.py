@@ -216,14 +216,14 @@ def tell(args, found, count, out):
     if count is not None:
         print("Pairs that are at most {:g} apart: {}{}".format(
             args.duplicates, count, "; the nearest {}:".format(len(found)) if len(found) < count else ""), file=out)
+        for path, (match,) in found:
+            print("  {:.4f}  {}\n          {}".format(match.distance, shown(path), shown(match.path)), file=out)
+        return
     for query, matches in found:
-        if count is None:
-            print("Query: {}".format(shown(query)), file=out)
+        print("Query: {}".format(shown(query)), file=out)
         for match in matches:
             print("  {:.4f}  {}{}".format(match.distance, shown(match.path), "  ({})".format(shown(match.label))
                                           if match.label else ""), file=out)
-            if count is not None:
-                print("          {}".format(shown(query)), file=out)
 
 
 def to_draw(found):

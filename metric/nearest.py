@@ -16,7 +16,7 @@ from metric.exact import exact
 
 __all__ = ["close_pairs", "nearest"]
 
-BLOCK_NUMBERS = 2 ** 20  # of a gallery, taken at a time: 4 MiB
+BLOCK_NUMBERS = 2 ** 19  # of a gallery, taken at a time: 2 MiB
 DISTANCES = 2 ** 22  # from a block to queries, taken at a time: 16 MiB
 SIDE = 2048  # of a square block of distances within a gallery
 
@@ -28,7 +28,7 @@ plus what its part of a squared distance may be off."""
 def _points(rows, origin):
     """Return the ``_Points`` of a slice of a gallery, or of queries."""
     moved = rows - origin
-    squares = moved.pow(2).sum(1)
+    squares = torch.linalg.vector_norm(moved, dim=1).pow_(2)  # without a copy of `moved`
     number = torch.finfo(rows.dtype)
     if not bool((squares < number.max / 16).all()):
         raise ValueError("embeddings must be finite, and shorter than {:.0e}".format(math.sqrt(number.max) / 4))

@@ -30,7 +30,7 @@ def draw_found(queries, matches, out):
     sheet = Image.new("RGB", ((columns + 1) * width + 3 * GAP, sum(heights) * height + 2 * GAP), PAPER)
     pen, top = ImageDraw.Draw(sheet), GAP
     for query, found, rows in zip(queries, matches, heights):
-        _tile(sheet, pen, GAP, top, query, [("query", BLUE), (os.path.basename(query), PALE)], BLUE)
+        _tile(sheet, pen, GAP, top, query, [(os.path.basename(query), BLUE)], BLUE)
         for number, (path, distance, label) in enumerate(found):
             _tile(sheet, pen, (number % columns + 1) * width + 2 * GAP, top + number // columns * height, path,
                   [("{}.  {:.4f}".format(number + 1, distance), INK), (label, INK), (os.path.basename(path), PALE)])
