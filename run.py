@@ -19,7 +19,7 @@ Embed a folder of pictures, and find what looks like others:
 """
 import sys
 
-from engine import arguments, asymmetric, embedding, modes, options, ranks, search
+from engine import arguments, asymmetric, embedding, modes, options, parts, ranks, search, spaces
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
@@ -117,12 +117,12 @@ def embed(command):
     # Settle: run.args does not change after this.
     with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
         # Data.
-        parts, skipped = embedding.open_parts(run.args)
+        pictures, skipped = parts.open_parts(run.args)
         # Network.
         network = open_network(run)
         about = embedding.described(run, network)
         # Embed.
-        embedding.write_embeddings(run, for_evaluation(run, network), about, parts, skipped)
+        embedding.write_embeddings(run, for_evaluation(run, network), about, pictures, skipped)
 
 
 def find(command):
@@ -140,7 +140,7 @@ def find(command):
                 queries = search.open_queries(run.args)
                 # Network.
                 network = open_network(run)
-                space = search.common_space(run, network, gallery)
+                space = spaces.common_space(run, network, gallery)
                 # Search.
                 found = search.search(run, for_evaluation(run, network), space, gallery, queries)
             else:

@@ -3,8 +3,6 @@
 Rows are written to a folder beside the gallery as they come (``engine/partial.py``), so that the same command goes on
 after any end, and memory holds no more of a picture than its path. ``engine/gallery.py`` says what is made of them.
 """
-import collections
-import hashlib
 import os
 import time
 
@@ -12,23 +10,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import EvaluationLoader, load_all, shown, workers_that_fit
+from dataset import EvaluationLoader, shown, workers_that_fit
 from engine import ranks
-from engine.data import NAMES, opened, tell_skipped
+from engine.arrays import Array
 from engine.errors import TrainingError, UsageError
-from engine.gallery import ENDINGS, STORES, Array, as_stored, beside, write_gallery
+from engine.gallery import ENDINGS, STORES, as_stored, beside, write_gallery
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import NETWORK_OPTIONS
 from engine.partial import opened_partial
+from engine.parts import Prefix, texts_of
 from model import digest_of_network
 
 FLUSHED_EVERY = 50  # batches
 
 OPTIONS = ("store",)
-
-Part = collections.namedtuple("Part", "name all images pictures kept")
-Part.__doc__ = """A split. name: as it is written. all: its ``ImageSet``; images: without pictures that are left out.
-pictures: those, resized. kept: where these are among the pictures of all splits, sorted."""
 
 
 def add_embed_options(parser):
@@ -65,68 +60,6 @@ def check_one_process(args):
         raise UsageError("--mode {} is done by one process; start it without torchrun".format(args.mode))
 
 
-def open_parts(args):
-    """Return [Part] of all pictures, opened, and what to say of those that are left out, a line for each.
-
-    Raises:
-        DatasetError: pictures are missing or can't be read. UsageError: --cache would lie among class folders.
-    """
-    splits = load_all(args.dataset, args.data, args.download)
-    print("Pictures: {}".format(shown(next(iter(splits.values())).layout)), flush=True)
-    pictures = opened(splits, args)
-    lines = tell_skipped({split: pictures[split].skipped for split in splits}, splits)
-    parts, first = [], 0
-    for split, images in splits.items():
-        skipped = pictures[split].skipped
-        kept = np.array([first + index for index in range(len(images)) if index not in skipped], dtype=np.int64)
-        parts.append(Part("query" if split == "test" and "gallery" in splits else split, images,
-                          images.without(skipped) if skipped else images, pictures[split], kept))
-        first += len(images)
-        print("Number of images in the {}: {}".format(NAMES[split], len(kept)), flush=True)
-    if not any(len(part.kept) for part in parts):
-        raise UsageError("none of the {} pictures can be read".format(first))
-    return parts, lines
-
-
-class _Prefix:
-    """Digests of the first pictures of all: their splits, labels, paths below ``folder``, sizes and times."""
-
-    def __init__(self, parts, folder):
-        self.all = [(part.name, part.all) for part in parts]
-        self.folder = folder
-        self.begin()
-
-    def begin(self):
-        self.digest, self.count = hashlib.sha256(), 0
-
-    def __call__(self, count):
-        """Return that of the first ``count`` pictures; None where there are fewer. Counts that grow cost nothing."""
-        if count > sum(len(images) for _, images in self.all):
-            return None
-        if count < self.count:
-            self.begin()
-        first = 0
-        for name, images in self.all:
-            for path, label in images.samples[max(0, self.count - first):count - first if count > first else 0]:
-                try:
-                    status = os.stat(path)
-                    state = status.st_size, status.st_mtime_ns
-                except OSError:
-                    state = "missing"
-                self.digest.update("{}\0{}\0{}\0{}\n".format(name, label, _below(path, self.folder), state).encode(
-                    "utf-8", "surrogateescape"))
-            first += len(images)
-        self.count = count
-        return self.digest.hexdigest()
-
-
-def _below(path, folder):
-    try:
-        return os.path.relpath(path, folder)
-    except ValueError:  # on another drive of Windows
-        return os.path.abspath(path)
-
-
 def described(run, network):
     """Return what a gallery says of the network that makes it, {name: value}; see ``engine/gallery.py``."""
     args = run.args
@@ -148,30 +81,20 @@ def write_embeddings(run, network, about, parts, skipped):
     args = run.args
     folder = os.path.abspath(args.data if os.path.isdir(args.data) else os.path.dirname(args.data))
     job = {"network": about["network"], "width": about["width"], "precision": about["precision"], "store": args.store}
-    with opened_partial(args.out + ".partial", job, _Prefix(parts, folder), args.overwrite) as partial:
+    with opened_partial(args.out + ".partial", job, Prefix(parts, folder), args.overwrite) as partial:
         _embed(run, network, parts, partial)
         kept = np.concatenate([part.kept for part in parts])
         arrays = {name: Array(kind, (len(kept),) + shape, partial.blocks(name, kept))
                   for name, (kind, shape) in partial.kinds.items()}
         about = dict(about, store=args.store, dataset=args.dataset, folder=folder, skipped=skipped)
         try:
-            write_gallery(args.out, about, arrays, _texts(parts, folder))
+            write_gallery(args.out, about, arrays, texts_of(parts, folder))
         except OSError as error:
             raise TrainingError("{} can't be written ({}); the embeddings are kept in {}: make room, and the same "
                                 "command goes on".format(args.out, error.strerror or error, partial.folder)) from None
         partial.remove()
     print("Gallery: {}, {} pictures, {} dimensions, {}, {:.1f} MB".format(
         args.out, len(kept), about["width"], args.store, os.path.getsize(args.out) / 1e6), flush=True)
-
-
-def _texts(parts, folder):
-    texts = {"paths": [], "labels": [], "splits": []}
-    for part in parts:
-        names = {label: name for name, label in part.images.class_to_idx.items()}
-        texts["paths"] += [_below(path, folder) for path, _ in part.images.samples]
-        texts["labels"] += [names.get(label, "") for label in part.images.targets]
-        texts["splits"] += [part.name] * len(part.kept)
-    return texts
 
 
 @deferred_interruptions()

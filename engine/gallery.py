@@ -14,7 +14,6 @@ GALLERY.json, what is in ``about``.
 
 Embeddings are read when they are asked for, a slice at a time, so that a gallery may be larger than the memory.
 """
-import collections
 import csv
 import io
 import itertools
@@ -27,6 +26,7 @@ import torch
 
 from dataset import RESIZES
 from dataset.files import replaced_file
+from engine.arrays import Array, Stored, member_of, write_array
 from engine.errors import UsageError, first_line
 
 ENDINGS = (".npz", ".npy")
@@ -38,9 +38,6 @@ LINES = 2 ** 14  # of texts, written at a time
 # What must be there, and of which type.
 ABOUT = {"format": int, "network": str, "options": dict, "folder": str}
 OPTIONS = {"base": str, "embedding_size": int, "image_size": int, "resize": str}
-
-Array = collections.namedtuple("Array", "type shape blocks")
-Array.__doc__ = """An array to be written: its NumPy type, its shape, and what yields its rows, block by block."""
 
 
 def beside(path, ending):
@@ -77,7 +74,7 @@ def write_gallery(path, about, arrays, texts):
         with replaced_file(path) as file, zipfile.ZipFile(file, "w") as archive:  # nothing is packed: slices are read
             for name, array in everything.items():
                 with archive.open(name + ".npy", "w", force_zip64=True) as member:
-                    _write_array(member, array)
+                    write_array(member, array)
         return
     scales = arrays["scales"].blocks if "scales" in arrays else ()
     scales = [[repr(float(scale))] for block in scales for scale in block]
@@ -91,7 +88,7 @@ def write_gallery(path, about, arrays, texts):
             zip(*(texts[name] for name in TEXTS)), scales or itertools.repeat([])))
         text.detach()
     with replaced_file(path) as file:
-        _write_array(file, arrays["embeddings"])
+        write_array(file, arrays["embeddings"])
 
 
 def _texts(lines):
@@ -103,14 +100,6 @@ def _texts(lines):
 
 def _bytes(text):
     return text.encode("utf-8", "surrogateescape")
-
-
-def _write_array(file, array):
-    """Write what ``np.save`` would."""
-    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(np.dtype(array.type)),
-                                                "fortran_order": False, "shape": array.shape})
-    for block in array.blocks:
-        file.write(block.tobytes())
 
 
 class Gallery:
@@ -145,12 +134,12 @@ class Gallery:
         is_archive = zipfile.is_zipfile(self.path)
         if is_archive:
             with zipfile.ZipFile(self.path) as archive:
-                self.about = json.loads(_member(archive, self.path, "about")[()].item())
-                self._rows = _member(archive, self.path, "embeddings")
-                self._texts = {name: _member(archive, self.path, name)[:] for name in TEXTS}
-                scales = _member(archive, self.path, "scales")[:] if self._rows.type == np.int8 else None
+                self.about = json.loads(member_of(archive, self.path, "about")[()].item())
+                self._rows = member_of(archive, self.path, "embeddings")
+                self._texts = {name: member_of(archive, self.path, name)[:] for name in TEXTS}
+                scales = member_of(archive, self.path, "scales")[:] if self._rows.type == np.int8 else None
         else:
-            self._rows = _Stored(self.path, 0, os.path.getsize(self.path))
+            self._rows = Stored(self.path, 0, os.path.getsize(self.path))
             with open(beside(self.path, ".json"), encoding="utf-8") as file:
                 self.about = json.load(file)
             with open(beside(self.path, ".csv"), encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -182,42 +171,3 @@ class Gallery:
         """Return (path below the folder, label, split) of a picture."""
         found = (self._texts[name][row] for name in TEXTS)
         return tuple(text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text for text in found)
-
-
-def _member(archive, path, name):
-    """Return the ``_Stored`` of an array in an archive that is not packed."""
-    member = archive.getinfo(name + ".npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("its {} are packed".format(name))
-    with open(path, "rb") as file:  # the name and what follows it stand before the content, as long as these two say
-        file.seek(member.header_offset + 26)
-        lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
-    return _Stored(path, member.header_offset + 30 + lengths, member.file_size)
-
-
-class _Stored:
-    """An array in a file, in NumPy's format, ``size`` bytes from ``offset`` on; slices of it are read, [()] is all."""
-
-    def __init__(self, path, offset, size):
-        with open(path, "rb") as file:
-            file.seek(offset)
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("an array of another format")
-            self.shape, is_fortran, self.type = np.lib.format.read_array_header_1_0(file)
-            self.path, self.start = path, file.tell()
-        if is_fortran or self.type.hasobject:
-            raise ValueError("an array of another kind")
-        self.row = int(np.prod(self.shape[1:], dtype=np.int64))
-        if self.start - offset + self.row * int(np.prod(self.shape[:1])) * self.type.itemsize != size:
-            raise ValueError("it is not whole")
-
-    def __getitem__(self, rows):
-        if rows == ():
-            return self._read(0, 1).reshape(())
-        start, stop, _ = rows.indices(self.shape[0])
-        return self._read(start, stop - start).reshape((-1,) + self.shape[1:])
-
-    def _read(self, first, count):
-        with open(self.path, "rb") as file:
-            file.seek(self.start + first * self.row * self.type.itemsize)
-            return np.fromfile(file, self.type, count * self.row)

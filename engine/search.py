@@ -1,7 +1,7 @@
 """``run.py --mode search``: what of a gallery lies nearest to some pictures, or which of its pictures are alike.
 
 Queries are resized and embedded as the gallery's pictures were, by the network that made it; or by a student of that
-one which learnt its space, through the map beside it (``engine/asymmetric.py``).
+one which learnt its space (``engine/spaces.py``).
 """
 import argparse
 import collections
@@ -10,26 +10,20 @@ import json
 import os
 import sys
 
-import torch.nn.functional as F
-
 from dataset import EvaluationLoader, ImageSet, open_pictures, resized_size, shown
-from engine import arguments, asymmetric
+from engine import arguments
 from engine.embedding import check_one_process, check_trained
 from engine.errors import UsageError
 from engine.evaluation import embed_finite
 from engine.gallery import Gallery
 from engine.indexes import INDEXES, open_index
 from engine.interruption import deferred_interruptions
-from engine.networks import describe
-from engine.rundir import equal
 from metric.nearest import close_pairs
-from model import digest_of_network
 
 ALIKE = 0.1  # the distance of --duplicates, on the unit sphere
 SHOWN_PAIRS = 5000
 DRAWN_ROWS = 50
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
-DIGITS = 12  # of a digest, in a message
 
 OPTIONS = ("gallery", "query", "k", "index", "duplicates", "json", "projection_load")
 OF_QUERIES = ("load", "pretrained", "zero_init_residual", "base", "embedding_size", "pool", "l2normalize", "k", "index",
@@ -116,66 +110,12 @@ def open_queries(args):
                             pictures=pictures)
 
 
-class _Unit:
-    """A gallery on the unit sphere."""
-
-    def __init__(self, gallery):
-        self.gallery = gallery
-
-    def __len__(self):
-        return len(self.gallery)
-
-    def __getitem__(self, rows):
-        return F.normalize(self.gallery[rows])
-
-
-def common_space(run, network, gallery):
-    """Return (what turns the embeddings of ``network`` into queries, in what they search): the network's own gallery,
-    as it is, or its teacher's, both L2-normalised.
-
-    Raises:
-        UsageError: another network made the gallery, and nothing leads to its space. WeightsError: a map that leads
-        there can't be used.
-    """
-    args, about = run.args, gallery.about
-    digest = digest_of_network(network)
-    if digest == about["network"]:
-        if args.projection_load:
-            raise UsageError("--projection_load does nothing in a gallery that {} itself made; leave it out".format(
-                args.load))
-        return (lambda queries: queries), gallery
-    student = asymmetric.trained_with(args.load) if args.load else {}
-    made_by = "{} ({}, digest {})".format(describe(about["options"]), about.get("load"), about["network"][:DIGITS])
-    here = "{} ({}, digest {})".format(describe(_options(args)), args.load or args.pretrained, digest[:DIGITS])
-    learnt = network.embedding_size == gallery.width and any(
-        student.get(name) for name in asymmetric.SPACE_TERMS)
-    if not args.load or asymmetric.projection_of(args) is None and not learnt:
-        raise UsageError("--gallery {} was made by another network, {}, and this one is {}; a student reaches its "
-                         "teacher's gallery after {}".format(args.gallery, made_by, here, asymmetric.in_words()))
-    matrix = asymmetric.find_projection(args, student, network.embedding_size, gallery.width, args.gallery)
-    if matrix is None and not learnt:
-        raise UsageError("--gallery {} was made by another network, {}, and this one is {}".format(
-            args.gallery, made_by, here))
-    print("Note: another network made the gallery, {}. This one, {}, searches in it as a student that learnt that "
-          "network's space{}; both sides are L2-normalised".format(
-              made_by, here, "" if matrix is None else ", through its projection"), flush=True)
-    teacher = student.get("teacher_load") or student.get("teacher_pretrained")
-    if teacher and about.get("load") and not equal("teacher_load", teacher, about["load"]):
-        print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
-            args.load, teacher, about["load"]), flush=True)
-    return (lambda queries: F.normalize(queries if matrix is None else F.linear(queries, matrix))), _Unit(gallery)
-
-
-def _options(args):
-    return {name: getattr(args, name) for name in ("base", "embedding_size", "l2normalize", "pool")}
-
-
 @deferred_interruptions()
 def search(run, network, space, gallery, queries):
     """Return [(query's path, [its k nearest ``Match``])].
 
     Args:
-        network: ready for evaluation. space: from ``common_space``. queries: their loader.
+        network: ready for evaluation. space: from ``engine.spaces.common_space``. queries: their loader.
 
     Raises:
         DatasetError: a query can't be read. TrainingError: an embedding is not finite. UsageError: one of the

@@ -131,8 +131,9 @@ def _close(rows, columns, limit, worst, is_one):
     """Of a block of pairs: how many surely are within ``limit``, a squared distance, and no nearer than ``worst``;
     squared distances and pairs of all others within ``limit``. is_one: rows and columns are the same ones."""
     lower = torch.addmm(columns.low, rows.moved, columns.moved.t(), alpha=-2).add_(rows.low.unsqueeze(1)).clamp_(min=0)
-    near = lower <= limit
-    row, column = (near.triu(1) if is_one else near).nonzero().unbind(1)
+    row, column = (lower <= limit).nonzero().unbind(1)
+    if is_one:
+        row, column = row[row < column], column[row < column]
     lower = lower[row, column]
     upper = lower + (rows.high - rows.low)[row] + (columns.high - columns.low)[column]
     is_open = (upper > limit) | (lower < worst)

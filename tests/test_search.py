@@ -125,6 +125,19 @@ def test_queries_find_themselves_first_and_then_the_nearest(pair, pictures, caps
     assert code == 0 and "Query: {0}\n  0.0000  {0}  (class01)\n".format(queries_of(pictures)[0]) in out
 
 
+def test_a_network_as_it_comes(pictures, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(TinyResNet(pretrained=False).state_dict(), str(tmp_path / "found.pth"))
+    network = ["--base", "tiny", "--pretrained", str(tmp_path / "found.pth"), "--embedding_size", "0", *USUAL[:2]]
+    argv = ["--mode", "embed", "--dataset", "folder", "--data", pictures, "--image_size", "40", "--resize", "short",
+            "--out", tmp_path / "g.npz", *network, *USUAL[2:]]
+    assert answer(capsys, run.main, argv)[0] == 0
+    found = found_by(capsys, ["--mode", "search", "--gallery", tmp_path / "g.npz", "--query", *queries_of(pictures),
+                              *network])
+    for query, matches in found.items():
+        assert matches[0] == (pytest.approx(0, abs=1e-5), query) and len(matches) == 10
+
+
 @pytest.mark.parametrize("index", ["faiss", "usearch"])
 def test_other_indexes_find_the_same(pair, pictures, capsys, index):
     pytest.importorskip(index)
@@ -172,7 +185,7 @@ def test_a_student_searches_its_teachers_gallery_through_the_projection(pair, pi
         assert [distance for distance, _ in found[query]] == pytest.approx(
             [distance for distance, _ in matches], abs=1e-3)
     _, out, _ = answer(capsys, run.main, argv)
-    assert "Note: another network made the gallery" in out and "through its projection" in out
+    assert "Note: the gallery was made by another network" in out and "through the projection" in out
     torch.save({"weight": turn[:5]}, str(tmp_path / "projection.pth"))
     assert "this one is a TinyResNet" in failure(capsys, run.main, argv)
     assert "leads from 8 dimensions to 5" in failure(
