@@ -22,7 +22,7 @@ from metric.nearest import close_pairs
 
 ALIKE = 0.1  # the distance of --duplicates, on the unit sphere
 SHOWN_PAIRS = 5000
-DRAWN_ROWS = 50
+DRAWN_ROWS = 20
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 OPTIONS = ("gallery", "query", "k", "index", "duplicates", "json", "projection_load")
