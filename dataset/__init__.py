@@ -1,7 +1,7 @@
 """Data sets: where pictures are and what class they are, and the loaders that make batches of them."""
 import os
 
-from dataset.base import DatasetError, ImageSet, NoTrainingSet, passed_over, shown, usable_cores
+from dataset.base import DatasetError, ImageSet, NoTrainingSet, is_picture, passed_over, shown, usable_cores
 from dataset.birds import SyntheticBirdsMetric
 from dataset.cache import open_pictures
 from dataset.cars196 import Cars196Metric
@@ -21,7 +21,8 @@ __all__ = ["CROPS", "DATASETS", "RESIZES", "TRUNCATED", "DatasetError", "BrokenP
            "CUB2011Metric", "Cars196Metric", "StanfordOnlineProductsMetric", "InShopMetric", "FolderMetric",
            "ListMetric", "RandomCrops", "SyntheticBirdsMetric", "UnlabelledPictures", "STOP_SIGNALS", "LoadingError",
            "EvaluationLoader", "TrainLoader", "default_workers", "end_loading", "load_resized", "resized_size",
-           "open_pictures", "load_splits", "passed_over", "shared_files", "shown", "usable_cores", "workers_that_fit"]
+           "open_pictures", "load_all", "load_splits", "passed_over", "shared_files", "shown", "usable_cores",
+           "workers_that_fit"]
 
 # The command line's name of each data set: class(root, train), an ImageSet with ``summary`` and ``can_download``.
 DATASETS = {"cub200": CUB2011Metric, "cars196": Cars196Metric, "stanford": StanfordOnlineProductsMetric,
@@ -59,3 +60,25 @@ def load_splits(name, root, download=False, test_alone=False, unlabelled=None):
     if splits["test"].gallery is not None:
         splits["gallery"] = splits["test"].gallery
     return splits
+
+
+def load_all(name, root, download=False):
+    """Return {split: ``ImageSet``} of all pictures of a data set, as ``load_splits`` does; of a folder that is none,
+    {"all": every picture in it and below it, without labels}.
+
+    Such a folder holds pictures itself, or no class folders that ``load_splits`` can take.
+
+    Raises:
+        DatasetError: as ``load_splits``; no picture there.
+    """
+    if name != "folder" or not os.path.isdir(root):
+        return load_splits(name, root, download, test_alone=True)
+    why = "it holds pictures itself"
+    if not any(is_picture(entry.name) and entry.is_file() for entry in os.scandir(root)):
+        try:
+            return load_splits(name, root, test_alone=True)
+        except DatasetError as error:
+            why = str(error)
+    images = UnlabelledPictures(root)
+    images.layout = "{}: all pictures in it and below it, without labels ({})".format(root, why)
+    return {"all": images}

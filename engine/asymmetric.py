@@ -34,7 +34,7 @@ def add_gallery_options(parser):
                             "maps (RKD, DarkRank, PKT, similarity KL, relaxed contrastive, attention transfer, FitNet, "
                             "triplet) and leave the student's space its own: about what chance gives. What you don't "
                             "give of the network is taken from the file and from the config.json beside it".format(
-                                _in_words()))
+                                in_words()))
     group.add_argument("--gallery_pretrained", type=arguments.path, metavar="imagenet|FILE",
                        help="a teacher that needed no training, instead of --gallery_load: weights of its backbone, as "
                             "for --pretrained, with --gallery_embedding_size 0")
@@ -71,23 +71,40 @@ def open_projection(run):
     if gallery_of(args) is None:
         return None
     theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
-    student = (read_config(os.path.dirname(args.load)) or {"options": {}})["options"]
+    student = trained_with(args.load)
     _warn_of_other_spaces(args, student)
+    return find_projection(args, student, ours, theirs, gallery_of(args))
+
+
+def trained_with(path):
+    """Return the options of the run that left the network at ``path``, from its config.json; {} without one."""
+    return (read_config(os.path.dirname(path)) or {"options": {}})["options"]
+
+
+def projection_of(args):
+    """Return the file of the map that leads from the space of --load to its teacher's; None if there is none."""
     beside = os.path.join(os.path.dirname(args.load), PROJECTION)
-    path = args.projection_load or (beside if os.path.lexists(beside) else None)
+    return args.projection_load or (beside if os.path.lexists(beside) else None)
+
+
+def find_projection(args, student, ours, theirs, gallery):
+    """Return the map that leads from the queries' space, of ``ours`` dimensions, to that of ``gallery``, of ``theirs``;
+    None where they are one. student: what ``trained_with`` gives. Raises as ``open_projection``."""
+    path = projection_of(args)
     if path is None:
         if ours != theirs:
             raise UsageError("{} has {} dimensions, {} has {}: needed is the projection.pth that run_distill.py leaves "
                              "beside best.pth with {} (--projection_load FILE)".format(
-                                 args.load, ours, gallery_of(args), theirs, _in_words()))
+                                 args.load, ours, gallery, theirs, in_words()))
         if student.get("projection") == "linear":
             raise UsageError("{} was trained with --projection linear, and there is no {}: put it back, or give its "
-                             "place with --projection_load FILE".format(args.load, beside))
+                             "place with --projection_load FILE".format(
+                                 args.load, os.path.join(os.path.dirname(args.load), PROJECTION)))
         return None
     weight = _read(path)
     if tuple(weight.shape) != (theirs, ours):
         problem = "{} leads from {} dimensions to {}, and {} has {}, {} has {}".format(
-            path, *reversed(weight.shape), args.load, ours, gallery_of(args), theirs)
+            path, *reversed(weight.shape), args.load, ours, gallery, theirs)
         if args.projection_load or ours != theirs:
             raise UsageError(problem + "; it belongs to other networks")
         print("Note: {}, so it is not used".format(problem), flush=True)
@@ -103,7 +120,7 @@ def _warn_of_other_spaces(args, student):
     """Warn of a student that did not learn the gallery network's space, by the options that it was trained with."""
     if "teacher_load" in student and not any(student.get(name) for name in SPACE_TERMS):
         print("Warning: {} was distilled without {}, so its space is its own; about what chance gives is to be "
-              "expected".format(args.load, _in_words()), flush=True)
+              "expected".format(args.load, in_words()), flush=True)
     for kind in ("load", "pretrained"):
         teacher = student.get("teacher_" + kind)
         if teacher and not equal("gallery_" + kind, teacher, getattr(args, "gallery_" + kind)):
@@ -111,7 +128,7 @@ def _warn_of_other_spaces(args, student):
                 args.load, teacher, gallery_of(args)), flush=True)
 
 
-def _in_words():
+def in_words():
     return " or ".join("--" + name for name in SPACE_TERMS)
 
 

@@ -16,7 +16,7 @@ from metric.utils import queries_without_match
 SHOWN_CLASSES = 3
 SHOWN_LINES = 10
 SHOWN_KINDS = 20
-NAMES = {"train": "training set", "val": "validation set", "test": "test set", "gallery": "gallery"}
+NAMES = {"train": "training set", "val": "validation set", "test": "test set", "gallery": "gallery", "all": "folder"}
 
 Data = collections.namedtuple("Data", "batches evaluation training")
 Data.__doc__ = """batches: the ``TrainLoader`` of class-balanced batches, or of uniform ones where pictures have no
@@ -48,9 +48,9 @@ def open_data(run):
     may_skip = args.skip_broken or args.skip_single
     if not may_skip:
         _check(_hold_out(splits, args.val_classes), run, measured)  # before they are decoded, which takes a while
-    pictures = ranks.machine_by_machine(lambda: _open_all(used, args))
+    pictures = ranks.machine_by_machine(lambda: _open_used(used, args))
     skipped = {split: pictures[split].skipped for split in used}
-    lines = _tell_skipped(skipped, used)
+    lines = tell_skipped(skipped, used)
     if may_skip:
         splits = {split: images.without(skipped.get(split, ())) for split, images in splits.items()}
         _check(_hold_out(splits, args.val_classes), run, measured)
@@ -131,7 +131,7 @@ def _tell_layout(splits):
             sum(others.values()), ", ".join(kinds[:SHOWN_KINDS] + ["..."] * (len(kinds) > SHOWN_KINDS))), flush=True)
 
 
-def _open_all(splits, args):
+def opened(splits, args):
     """Return {split: its resized pictures}."""
     with_classes = {os.path.realpath(images.directory) for images in splits.values()
                     if images.directory and images.has_labels and not images.is_a_list}
@@ -145,6 +145,13 @@ def _open_all(splits, args):
         pictures[split] = open_pictures(
             [path for path, _ in images.samples], resized_size(args.image_size), args.cache,
             beside, NAMES[split], args.skip_broken, args.truncated, args.resize)
+    return pictures
+
+
+def _open_used(splits, args):
+    """Return what ``opened`` gives, without single pictures of a class if they are to be left out."""
+    pictures = opened(splits, args)
+    for split, images in splits.items():
         if args.skip_single and (split == "train" or "gallery" not in splits):
             pictures[split] = pictures[split].without(_single(images, pictures[split].skipped))
     return pictures
@@ -157,7 +164,7 @@ def _single(images, skipped):
             for index, (path, label) in enumerate(images.samples) if counts[label] == 1 and index not in skipped}
 
 
-def _tell_skipped(skipped, splits):
+def tell_skipped(skipped, splits):
     """Print which pictures are left out; return a line for each."""
     lines = [line for problems in skipped.values() for _, line in sorted(problems.items())]
     for split, problems in skipped.items():

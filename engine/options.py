@@ -27,7 +27,8 @@ def add_data_options(parser):
     group.add_argument("--data", type=path, metavar="DIR|FILE", default="data",
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
-                            "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough. In place of "
+                            "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough, for --mode "
+                            "embed any folder of pictures. In place of "
                             "DIR/test there may be DIR/query and DIR/gallery. With --dataset list, the .csv with the "
                             "columns path (relative to the file), label and split (train, test; or train, query, "
                             "gallery; without this column the first half of the sorted labels trains)")
@@ -59,7 +60,8 @@ def add_data_options(parser):
                        help="keep the decoded and resized pictures on disk, 196 kB each at --image_size 224, so that "
                             "each is decoded once; auto: in a hidden folder of --data or, if class folders lie there "
                             "or it can't be written, in the user's cache directory, as for a list. python3 -m "
-                            "dataset.caches lists and removes them")
+                            "dataset.caches lists and removes them. With --mode embed the default is off: pictures are "
+                            "decoded as they are needed")
     return group
 
 
@@ -202,7 +204,8 @@ def add_run_options(parser):
                             "are the run's own. Without a checkpoint.pth the run begins")
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
-    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds; with --mode "
+                       "embed, what is at --out, and a part of another job beside it")
 
 
 def check_shared(args, given, trains):

@@ -23,6 +23,9 @@ Where each formula is, with its shapes and corner cases:
                                        metric.rnearest the ranks that the first two are made of
     common neighbours, linear CKA    common_neighbours, linear_cka in metric.similarity
 
+    the nearest of a gallery,        nearest, close_pairs in metric.nearest
+      and near-duplicates in it
+
     metric.loss       every loss under one import path; LOSSES, the rows of run.py --loss
     metric.pml        the losses of the package pytorch-metric-learning for run.py --loss pml/NAME
     metric.angles     how RKD-A is computed without N^3 cosines in memory

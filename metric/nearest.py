@@ -1,0 +1,144 @@
+"""The nearest of a gallery, and the pairs of it that lie close together: exact, in blocks.
+
+A gallery is a matrix, or anything with a length whose slices are matrices: a file that is read block by block. Of a
+distance that comes from a matrix product it is known how much it may be off (see `metric.retrieval`). Whatever that
+leaves open is settled by differences in float64, so that the size of the blocks and the order of a sum change nothing.
+All of it is on the CPU.
+"""
+
+import collections
+import math
+
+import torch
+
+from metric.contracts import check_embeddings, full_precision
+from metric.exact import exact
+
+__all__ = ["close_pairs", "nearest"]
+
+BLOCK_NUMBERS = 2 ** 19  # of a gallery, taken at a time: 2 MiB
+DISTANCES = 2 ** 22  # from a block to queries, taken at a time: 16 MiB
+SIDE = 2048  # of a square block of distances within a gallery
+
+_Points = collections.namedtuple("_Points", "given moved low high")
+_Points.__doc__ = """Embeddings as they are and seen from an origin, N x d, and of each N: its squared length, less and
+plus what its part of a squared distance may be off."""
+
+
+def _points(rows, origin):
+    """Return the ``_Points`` of a slice of a gallery, or of queries."""
+    moved = rows - origin
+    squares = torch.linalg.vector_norm(moved, dim=1).pow_(2)  # without a copy of `moved`
+    number = torch.finfo(rows.dtype)
+    if not bool((squares < number.max / 16).all()):
+        raise ValueError("embeddings must be finite, and shorter than {:.0e}".format(math.sqrt(number.max) / 4))
+    margin = (squares * number.eps + number.tiny) * 2 * (rows.shape[1] + 16)  # twice that of `metric.retrieval`
+    return _Points(rows, moved, squares - margin, squares + margin)
+
+
+def _slice(gallery, start, stop, kind):
+    return gallery[start:min(stop, len(gallery))].to(kind)
+
+
+@torch.no_grad()
+@full_precision
+def nearest(queries, gallery, k):
+    """The k of a gallery that are nearest to each query, nearest first; of equally near ones the first come first.
+
+    Args:
+        queries: N x d, floating point; half and bfloat16 are taken as float32.
+        gallery: M x d, or anything with a length of M whose slices of rows are such matrices; each row is read once.
+        k: from 1 to M.
+
+    Returns:
+        Euclidean distances in float64 and rows of the gallery in int64, both N x k.
+
+    Raises:
+        ValueError: k is not from 1 to M, dimensions disagree, an embedding is not finite or longer than about 1e18.
+    """
+    check_embeddings(queries, "queries")
+    if not 1 <= k <= len(gallery):
+        raise ValueError("k must be from 1 to {}, the size of the gallery, got {}".format(len(gallery), k))
+    origin, step = _slice(gallery, 0, 1, queries.dtype), max(1, BLOCK_NUMBERS // queries.shape[1])
+    if origin.shape[1] != queries.shape[1]:
+        raise ValueError("queries have {} dimensions, the gallery {}".format(queries.shape[1], origin.shape[1]))
+    parts = [_points(rows, origin) for rows in queries.split(max(1, DISTANCES // step))]
+    found = [(torch.empty(len(part.given), 0, dtype=torch.float64), torch.empty(len(part.given), 0, dtype=torch.int64))
+             for part in parts]
+    for start in range(0, len(gallery), step):
+        block = _points(_slice(gallery, start, start + step, queries.dtype), origin)
+        found = [_with_block(part, known, block, start, k) for part, known in zip(parts, found)]
+    return torch.cat([distances for distances, _ in found]).sqrt(), torch.cat([rows for _, rows in found])
+
+
+def _with_block(queries, known, block, start, k):
+    """Return ``known``, squared distances and rows of the nearest so far, with those of a block that are nearer."""
+    # Lower bounds of the squared distances, less the queries' own part of them.
+    lower = torch.addmm(block.low, queries.moved, block.moved.t(), alpha=-2)
+    if known[0].shape[1] == k:
+        limit = known[0][:, -1]
+    elif len(block.low) >= k:  # the k lowest of them are an upper bound of the k-th distance
+        values, column = lower.topk(k, largest=False, sorted=False)
+        limit = (values + (block.high - block.low)[column]).max(1)[0] + queries.high
+    else:
+        limit = torch.full_like(queries.low, math.inf)
+    query, column = (lower <= (limit - queries.low).unsqueeze(1)).nonzero().unbind(1)
+    if not len(query):
+        return known
+    counts = query.bincount(minlength=len(lower))
+    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    distances = torch.full((len(lower), int(counts.max())), math.inf, dtype=torch.float64)
+    distances[query, place] = exact(queries.given, query, block.given, column)
+    rows = torch.zeros(distances.shape, dtype=torch.int64)
+    rows[query, place] = column + start
+    distances, order = torch.cat([known[0], distances], 1).sort(dim=1, stable=True)  # equal ones stay in their order
+    return distances[:, :k], torch.cat([known[1], rows], 1).gather(1, order[:, :k])
+
+
+@torch.no_grad()
+@full_precision
+def close_pairs(gallery, distance, most=5000):
+    """The pairs of a gallery that are at most ``distance`` apart, nearest first, and how many there are.
+
+    Takes M^2 / 2 distances, and reads the gallery M / 4096 times.
+
+    Args:
+        gallery: M x d, or anything with a length of M whose slices of rows are such matrices.
+        most: of more pairs the nearest ones are returned; which of equally near ones is not said.
+
+    Returns:
+        Euclidean distances in float64, P; rows in int64, P x 2, the lower one first; the number of all pairs, >= P.
+    """
+    limit, count = distance ** 2, 0
+    found = torch.empty(0, dtype=torch.float64), torch.empty(0, 2, dtype=torch.int64)
+    origin = gallery[:1]
+    for top in range(0, len(gallery), SIDE):
+        rows = _points(_slice(gallery, top, top + SIDE, origin.dtype), origin)
+        for left in range(top, len(gallery), SIDE):
+            columns = rows if left == top else _points(_slice(gallery, left, left + SIDE, origin.dtype), origin)
+            worst = found[0][-1].item() if len(found[0]) == most else math.inf
+            surely, distances, pairs = _close(rows, columns, limit, worst, left == top)
+            count += surely + len(pairs)
+            distances, order = torch.cat([found[0], distances]).sort(stable=True)
+            pairs = torch.cat([found[1], pairs + torch.tensor([top, left])])
+            found = distances[:most], pairs[order[:most]]
+    order = (found[1] * torch.tensor([len(gallery), 1])).sum(1).argsort()
+    distances, nearest_first = found[0][order].sort(stable=True)
+    return distances.sqrt(), found[1][order][nearest_first], count
+
+
+def _close(rows, columns, limit, worst, is_one):
+    """Of a block of pairs: how many surely are within ``limit``, a squared distance, and no nearer than ``worst``;
+    squared distances and pairs of all others within ``limit``. is_one: rows and columns are the same ones."""
+    lower = torch.addmm(columns.low, rows.moved, columns.moved.t(), alpha=-2).add_(rows.low.unsqueeze(1)).clamp_(min=0)
+    row, column = (lower <= limit).nonzero().unbind(1)
+    if is_one:
+        row, column = row[row < column], column[row < column]
+    lower = lower[row, column]
+    upper = lower + (rows.high - rows.low)[row] + (columns.high - columns.low)[column]
+    is_open = (upper > limit) | (lower < worst)
+    surely = len(row) - int(is_open.sum())
+    row, column = row[is_open], column[is_open]
+    distances = exact(rows.given, row, columns.given, column)
+    within = distances <= limit
+    return surely, distances[within], torch.stack([row[within], column[within]], 1)
