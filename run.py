@@ -19,10 +19,11 @@ Embed a folder of pictures, and find what looks like others:
 """
 import sys
 
-from engine import arguments, asymmetric, embedding, modes, options, parts, ranks, search, spaces
+from engine import arguments, asymmetric, modes, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
+from engine.gallery import embedding, parts, search, spaces
 from engine.loop import Job, fit
 from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
 from engine.networks import for_evaluation, for_steps, frozen, open_network

@@ -13,8 +13,8 @@ import torch
 
 import run
 from dataset import load_resized, load_splits, resized_size
-from engine import embedding, partial
-from engine.gallery import Gallery, as_stored
+from engine.gallery import embedding, partial
+from engine.gallery.files import Gallery, as_stored
 from engine.networks import build_network, read_network_file
 from model import LinearEmbedding, digest_of_network
 from processes import complete

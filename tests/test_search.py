@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import run
-from engine.gallery import Gallery
+from engine.gallery.files import Gallery
 from metric import nearest as module
 from metric.nearest import close_pairs, nearest
 from model import LinearEmbedding

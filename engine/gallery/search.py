@@ -1,7 +1,7 @@
 """``run.py --mode search``: what of a gallery lies nearest to some pictures, or which of its pictures are alike.
 
 Queries are resized and embedded as the gallery's pictures were, by the network that made it; or by a student of that
-one which learnt its space (``engine/spaces.py``).
+one which learnt its space (``engine/gallery/spaces.py``).
 """
 import argparse
 import collections
@@ -12,11 +12,11 @@ import sys
 
 from dataset import EvaluationLoader, ImageSet, open_pictures, resized_size, shown
 from engine import arguments
-from engine.embedding import check_one_process, check_trained
 from engine.errors import UsageError
 from engine.evaluation import embed_finite
-from engine.gallery import Gallery
-from engine.indexes import INDEXES, open_index
+from engine.gallery.embedding import check_one_process, check_trained
+from engine.gallery.files import Gallery
+from engine.gallery.indexes import INDEXES, open_index
 from engine.interruption import deferred_interruptions
 from metric.nearest import close_pairs
 

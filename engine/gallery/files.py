@@ -26,8 +26,8 @@ import torch
 
 from dataset import RESIZES
 from dataset.files import replaced_file
-from engine.arrays import Array, Stored, member_of, write_array
 from engine.errors import UsageError, first_line
+from engine.gallery.arrays import Array, Stored, member_of, write_array
 
 ENDINGS = (".npz", ".npy")
 STORES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}

@@ -1,7 +1,7 @@
 """Embeddings that are being made: a folder beside the file that they are for, from which the same command goes on.
 
     state.json            which job it is, and how many pictures of it are done
-    embeddings, scales    the rows of these arrays, one after the other, as bytes; see engine/gallery.py
+    embeddings, scales    the rows of these arrays, one after the other, as bytes; see engine/gallery/files.py
 
 Rows are written like any file, not through a memory map: there a full disk kills the process.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset.files import locked
 from engine.errors import TrainingError, UsageError
-from engine.gallery import STORES
+from engine.gallery.files import STORES
 from engine.rundir.files import read_json, write_json
 
 STATE, LOCK = "state.json", ".lock"

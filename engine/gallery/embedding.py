@@ -1,7 +1,7 @@
 """``run.py --mode embed``: every picture of a data set, or of a folder, becomes a row of a gallery.
 
-Rows are written to a folder beside the gallery as they come (``engine/partial.py``), so that the same command goes on
-after any end, and memory holds no more of a picture than its path. ``engine/gallery.py`` says what is made of them.
+Rows are written to a folder beside the gallery as they come (``partial.py``), so that the same command goes on after
+any end, and memory holds no more of a picture than its path. ``files.py`` says what is made of them.
 """
 import os
 import time
@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from dataset import EvaluationLoader, shown, workers_that_fit
 from engine import ranks
-from engine.arrays import Array
 from engine.errors import TrainingError, UsageError
-from engine.gallery import ENDINGS, STORES, as_stored, beside, write_gallery
+from engine.gallery.arrays import Array
+from engine.gallery.files import ENDINGS, STORES, as_stored, beside, write_gallery
+from engine.gallery.partial import opened_partial
+from engine.gallery.parts import Prefix, texts_of
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import NETWORK_OPTIONS
-from engine.partial import opened_partial
-from engine.parts import Prefix, texts_of
 from model import digest_of_network
 
 FLUSHED_EVERY = 50  # batches
@@ -61,7 +61,7 @@ def check_one_process(args):
 
 
 def described(run, network):
-    """Return what a gallery says of the network that makes it, {name: value}; see ``engine/gallery.py``."""
+    """Return what a gallery says of the network that makes it, {name: value}; see ``engine/gallery/files.py``."""
     args = run.args
     return {"network": digest_of_network(network), "width": network.embedding_size, "precision": run.precision.name,
             "load": os.path.abspath(args.load) if args.load else args.pretrained,
