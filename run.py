@@ -6,27 +6,32 @@ Train a teacher, then measure it (Park et al., "Relational Knowledge Distillatio
   python3 run.py --mode train --dataset cub200 --base resnet50 --sample distance --margin 0.2 \
       --embedding_size 512 --save_dir teacher
   python3 run.py --mode eval --load teacher/best.pth
+  python3 run.py --mode report --load teacher/best.pth --out looks
 
 The same without data, network or accelerator, on birds that are drawn on first use:
 
   python3 run.py --mode train --dataset synthetic --image_size 64 --base resnet18 --pretrained none \
       --embedding_size 512 --sample distance --lr 3e-4 --epochs 8 --iter_per_epoch 40 --save_dir teacher
 """
+import os
 import sys
 
 from engine import arguments, asymmetric, modes, options, ranks
 from engine.data import open_data
-from engine.errors import run_script
-from engine.evaluation import evaluate_splits
+from engine.errors import UsageError, run_script
+from engine.evaluation import evaluate_splits, titled
 from engine.loop import Job, fit
 from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
-from engine.networks import for_evaluation, for_steps, frozen, open_network
+from engine.networks import describe_network, for_evaluation, for_steps, frozen, open_network
 from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
+from report import OPTIONS as REPORT_OPTIONS
+from report import Shown, add_report_options, leave_pictures, read_log, write_report
 
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
                  "overwrite", "sync_bn", "select") + LOSS_OPTIONS + options.OPTIMISATION
+OF_TRAINING_CLASSES = ("no_train_recall", "val_classes")  # what only those who measure training classes use
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -38,9 +43,13 @@ def build_parser():
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
                             "it; with --mode eval the data options (dataset, data, image_size ...), too")
+    group.add_argument("--out", type=arguments.path, metavar="PATH",
+                       help="where the result goes; --mode report: the directory of report.html, curves.png, "
+                            "gallery.png and map.png")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     asymmetric.add_gallery_options(parser)
+    add_report_options(parser)
     add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -70,6 +79,42 @@ def measure(command):
             evaluate_splits(network, data.evaluation, run.args, run.device, epoch=0, precision=run.precision)
 
 
+def draw_report(command):
+    args = command.args
+    run_directory = os.path.dirname(args.load) if args.load else None
+
+    def check(args, given):
+        modes.refuse_idle(MODES, args, given)
+        asymmetric.check_gallery(args, given)
+        if args.out is None or os.path.isfile(args.out):
+            raise UsageError("--mode report needs --out DIR, the directory of the page{}".format(
+                "" if args.out is None else "; {} is a file".format(args.out)))
+        for directory in args.compare or ():
+            if read_log(directory) is None:
+                raise UsageError("--compare {}: there is no log.jsonl of a run".format(directory))
+
+    # Settle: run.args does not change after this.
+    has_other = asymmetric.gallery_of(args) is not None
+    networks = NETWORKS + [asymmetric.GALLERY] * has_other
+    with settled(command, check, networks, data_options_from="", trains=False) as run:
+        # Data.
+        data = open_data(run, wanted=("test",))
+        # Networks: each searches in what it has embedded itself.
+        shown, named = [], {"": run.args.load or run.args.base, "gallery_": asymmetric.gallery_of(run.args)}
+        for _, prefix in networks:
+            network = for_evaluation(run, open_network(run, prefix))
+            # Embed and measure.
+            kept = {}
+            found = evaluate_splits(network, data.evaluation, run.args, run.device, 0, run.precision, kept)
+            shown.append(Shown(named[prefix], describe_network(run.args, prefix), kept["test"], titled(found["test"])))
+        # Draw.
+        if ranks.is_first():
+            directories = ([run_directory] if run_directory is not None else []) + (run.args.compare or [])
+            logs = [log for log in map(read_log, dict.fromkeys(directories)) if log]
+            write_report(run.args.out, shown, logs, ["python3", command.script] + command.words, run.args.seed,
+                         run_directory)
+
+
 def train(command):
     def check(args, given):
         modes.refuse_idle(MODES, args, given)
@@ -93,13 +138,19 @@ def train(command):
             return {args.loss: criterion(embeddings, numbers[labels])}
 
         best = ("Best Recall@{}".format(args.recall[0]), "Best", "test")
-        fit(Job(run, data, network, step, printed_bests=[best], criteria={"loss": Trained(criterion, args.proxy_lr)}))
+        embedded = fit(Job(run, data, network, step, printed_bests=[best],
+                           criteria={"loss": Trained(criterion, args.proxy_lr)}))
+        # See.
+        if run.record.writes:
+            leave_pictures(args.save_dir, embedded, args.seed)
 
 
 # One more mode is one row.
 MODES = {
-    "train": modes.Mode("train a network", train, TRAINING_ONLY),
-    "eval": modes.Mode("measure Recall@K only", measure, asymmetric.OPTIONS),
+    "train": modes.Mode("train a network", train, TRAINING_ONLY + OF_TRAINING_CLASSES),
+    "eval": modes.Mode("measure Recall@K only", measure, asymmetric.OPTIONS + OF_TRAINING_CLASSES),
+    "report": modes.Mode("write a page about what a network finds (docs/report.md)", draw_report,
+                         asymmetric.OF_TWO_NETWORKS + REPORT_OPTIONS + ("out",)),
 }
 
 

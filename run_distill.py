@@ -30,6 +30,7 @@ from engine.terms import (ON_EMBEDDINGS, ON_LABELS, ON_LAST_STAGE, ON_PROJECTED,
                           add_term_options, check_terms, chosen, needing, outputs, shapes_of)
 from metric import loss as losses
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
+from report import leave_pictures
 
 # One more term is one row.
 TERMS = [
@@ -160,9 +161,13 @@ def train(command):
         model = for_steps(run, student)
         # Fit. What the criteria have to learn is new, as the student's head is.
         trained = {name: Trained(criterion.to(run.device), args.head_lr) for name, criterion in criteria.items()}
-        fit(Job(run, data, student, build_step(model, teacher, args, criteria), criteria=trained,
-                kept={PROJECTION: "projection"} if "projection" in trained else {}, printed_bests=[
-                    ("Best Train Recall", "Best Train", "train"), ("Best Eval Recall", "Best Test", "test")]))
+        embedded = fit(Job(run, data, student, build_step(model, teacher, args, criteria), criteria=trained,
+                           kept={PROJECTION: "projection"} if "projection" in trained else {}, printed_bests=[
+                               ("Best Train Recall", "Best Train", "train"),
+                               ("Best Eval Recall", "Best Test", "test")]))
+        # See.
+        if run.record.writes:
+            leave_pictures(args.save_dir, embedded, args.seed)
 
 
 def main(argv=None):

@@ -41,6 +41,9 @@ def fit(job):
     """Train for ``--epochs``, or for what is left of them; evaluate and record before the first epoch, after each
     ``--eval_every``-th and after the last. The state is written after each, and when a signal stops the run.
 
+    Returns the ``Embedded`` test set as the last network has it, if it was measured here and is to be shown (by the
+    rank that writes); else None.
+
     Raises:
         TrainingError: a loss is not finite. Stopped: a signal came. DatasetError: a picture can't be read.
         LoadingError: no batch comes. WeightsError: the state to go on from is damaged. UsageError: the network has not
@@ -53,8 +56,12 @@ def fit(job):
                         run.device, {name: trained.module for name, trained in job.criteria.items()}, job.kept)
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
+    embedded = {}
+
     def evaluate(epoch):
-        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch)
+        is_last = epoch == args.epochs
+        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch,
+                               keep=embedded if is_last and record.writes else None)
 
     progress = record.go_on(training)
     if progress.epoch > args.epochs:
@@ -92,6 +99,7 @@ def fit(job):
         print("Note: no epoch was better than the untrained network, so best.pth is that one; more --epochs or "
               "another --lr may help", flush=True)
     record.finish([(in_result, split) for _, in_result, split in bests])
+    return embedded.get("test")
 
 
 def _leave(record, training, progress):

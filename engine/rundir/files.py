@@ -15,6 +15,7 @@ BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpo
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
 PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
 CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
+PICTURES = ("curves.png", "gallery.png")  # that report/ leaves at the end of a run
 LOCK = ".lock"
 
 
@@ -89,7 +90,7 @@ def held_directory(path):
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
-                for name in CONTENT + (CONFIG,):
+                for name in CONTENT + PICTURES + (CONFIG,):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
                 raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "

@@ -1,0 +1,69 @@
+"""What a run directory says: the curves in its log.jsonl, the options in its config.json."""
+import collections
+import json
+import math
+import os
+
+LOG, CONFIG = "log.jsonl", "config.json"
+
+Log = collections.namedtuple("Log", "name losses recalls best_epoch k")
+Log.__doc__ = """The curves of a run: its name; {term of the loss: [(epoch, value)]}, "loss" being their sum; {split:
+[(epoch, Recall@k in percent)]}; the epoch of best.pth, None if unknown; and k, the first K of --recall, a string."""
+
+
+def short_name(path):
+    """Return the last two parts of a path: enough to tell runs apart."""
+    return "/".join(os.path.abspath(path).split(os.sep)[-2:])
+
+
+def read_log(directory, name=None):
+    """Return the ``Log`` of the run in ``directory``; None if there is none. Lines that can't be read are passed over.
+
+    Args:
+        name: what it is called; None for the end of its path.
+    """
+    losses, recalls, best, k = {}, {}, None, "1"
+    lines = _lines(os.path.join(directory, LOG))
+    for line in lines:
+        epoch, terms = line["epoch"], line.get("terms")
+        terms = dict(terms) if isinstance(terms, dict) else {}
+        values = dict({"loss": line.get("loss")}, **terms) if len(terms) != 1 else terms
+        _append(losses, epoch, values)
+        for split, found in (line.get("recall") or {}).items():
+            k = next(iter(found))
+            _append(recalls, epoch, {split: 100 * found[k]})
+        best = line.get("best_epoch", best)
+    return Log(name or short_name(directory), losses, recalls, best, k) if lines else None
+
+
+def _append(curves, epoch, values):
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            curves.setdefault(name, []).append((epoch, value))
+
+
+def _lines(path):
+    """Return the lines of a log that are an epoch's."""
+    found = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and isinstance(line.get("epoch"), int):
+                    found.append(line)
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def read_options(directory):
+    """Return (script, {option: value}) of the run in ``directory``; (None, {}) if its config.json can't be read."""
+    try:
+        with open(os.path.join(directory, CONFIG), encoding="utf-8-sig") as file:
+            config = json.load(file)
+        return str(config["script"]), dict(config["options"])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None, {}
