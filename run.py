@@ -27,10 +27,10 @@ from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
 from engine.settle import settled
 from report import OPTIONS as REPORT_OPTIONS
-from report import Shown, add_report_options, leave_pictures, read_log, write_report
+from report import Shown, add_report_options, leave_pictures, read_log, short_name, write_report
 
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
-                 "overwrite", "sync_bn", "select") + LOSS_OPTIONS + options.OPTIMISATION
+                 "overwrite", "sync_bn", "select", "log") + LOSS_OPTIONS + options.OPTIMISATION
 OF_TRAINING_CLASSES = ("no_train_recall", "val_classes")  # what only those who measure training classes use
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
@@ -106,7 +106,9 @@ def draw_report(command):
             # Embed and measure.
             kept = {}
             found = evaluate_splits(network, data.evaluation, run.args, run.device, 0, run.precision, kept)
-            shown.append(Shown(named[prefix], describe_network(run.args, prefix), kept["test"], titled(found["test"])))
+            path = named[prefix]
+            shown.append(Shown(short_name(path), path, describe_network(run.args, prefix), kept["test"],
+                               titled(found["test"])))
         # Draw.
         if ranks.is_first():
             directories = ([run_directory] if run_directory is not None else []) + (run.args.compare or [])

@@ -13,6 +13,7 @@ from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import for_evaluation
 from engine.optimisation import Schedule, make_optimizer, parameter_groups
+from engine.tracking import tracked
 from engine.training import Training
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
@@ -49,6 +50,11 @@ def fit(job):
         LoadingError: no batch comes. WeightsError: the state to go on from is damaged. UsageError: the network has not
         the parts that the options are for.
     """
+    with tracked(job.run.args, job.run.record.writes) as tracker:
+        return _fit(job, tracker)
+
+
+def _fit(job, tracker):
     run, args, record = job.run, job.run.args, job.run.record
     groups = parameter_groups(job.network, args, job.criteria.values())
     optimizer = make_optimizer(groups, args)
@@ -63,6 +69,11 @@ def fit(job):
         return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch,
                                keep=embedded if is_last and record.writes else None)
 
+    def keep(*over):
+        progress = record.keep(*over)
+        tracker.send(record.log[-1])
+        return progress
+
     progress = record.go_on(training)
     if progress.epoch > args.epochs:
         print("All {} epochs of this run are done; --epochs N adds more".format(args.epochs), flush=True)
@@ -72,16 +83,16 @@ def fit(job):
     try:
         stop_if_interrupted()
         if progress.epoch == 0:
-            progress = record.keep(0, training, evaluate(0))
+            progress = keep(0, training, evaluate(0))
         if progress.epoch > args.epochs and not record.is_measured():  # --epochs is smaller now
             last = progress.epoch - 1
-            progress = record.keep(last, training, evaluate(last), *record.take_back())
+            progress = keep(last, training, evaluate(last), *record.take_back())
         while progress.epoch <= args.epochs:
             epoch = progress.epoch
             train_epoch(training, job.step, job.data.batches, progress, record, args.checkpoint_every)
             figures, speed = _tell(progress)
             is_measured = epoch % args.eval_every == 0 or epoch == args.epochs
-            progress = record.keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
+            progress = keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
             if is_measured:
                 _tell_bests(epoch, bests, record)
     except Stopped as stop:

@@ -9,6 +9,7 @@ from engine.arguments import (backbone_name, not_negative_float, not_negative_in
 from engine.errors import UsageError
 from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
+from engine.tracking import TRACKERS
 from metric.utils import MEASURES
 from model import BACKBONES, POOLS
 
@@ -202,6 +203,9 @@ def add_run_options(parser):
                             "are the run's own. Without a checkpoint.pth the run begins")
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
+    group.add_argument("--log", choices=("none",) + tuple(TRACKERS), default="none",
+                       help="give the figures of log.jsonl to this tracker, too, epoch by epoch (docs/report.md); "
+                            "needs its package and --save_dir")
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds")
 
 

@@ -14,14 +14,14 @@ Curve.__doc__ = """name: for the list above the panel. points: [(x, y)]. colour:
 its line is broken. mark: an x at which it gets a ring; None for none."""
 
 
-def panel(title, curves, x_label, y_label, whole_x=False, filled=False, from_zero=False):
+def panel(title, curves, x_label, whole_x=False, filled=False, named=True):
     """Return a ``Canvas`` with curves in one system of axes.
 
     Args:
-        whole_x: whether the x axis has whole numbers only. filled: fill the area below each curve.
-        from_zero: whether the y axis begins at 0.
+        whole_x: whether the x axis has whole numbers only. filled: fill the area below each curve, from 0 on.
+        named: whether the names of the curves stand above.
     """
-    names = _names(curves) if len(curves) > 1 or filled else []
+    names = _names(curves) if named else []
     top = ABOVE + ROW * len(names)
     canvas = Canvas(WIDTH, top + HEIGHT)
     canvas.text(LEFT, 15, title, 13, room=WIDTH - LEFT - RIGHT)
@@ -33,8 +33,8 @@ def panel(title, curves, x_label, y_label, whole_x=False, filled=False, from_zer
             canvas.text(x + 21, y + 8, curve.name, SIZE, room=WIDTH - RIGHT - x - 21)
             x += 36 + width_of(curve.name, SIZE)
     box = _Box([x for curve in curves for x, _ in curve.points], [y for curve in curves for _, y in curve.points],
-               top, whole_x, from_zero or filled)
-    _axes(canvas, box, x_label, y_label)
+               top, whole_x, filled)
+    _axes(canvas, box, x_label)
     for curve in curves:
         points = [box.at(*point) for point in curve.points]
         if filled:
@@ -78,7 +78,7 @@ class _Box:
         return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
 
 
-def _axes(canvas, box, x_label, y_label):
+def _axes(canvas, box, x_label):
     for value in box.y_ticks:
         _, y = box.at(box.x_from, value)
         canvas.line([(box.left, y), (box.right, y)], "grid")
@@ -89,7 +89,6 @@ def _axes(canvas, box, x_label, y_label):
         canvas.text(x, box.bottom + 15, "{:g}".format(value), SIZE, "middle", "faint")
     canvas.line([(box.left, box.bottom), (box.right, box.bottom)], "faint")
     canvas.text(box.right, box.bottom + 29, x_label, SIZE, "end", "faint")
-    canvas.text(4, box.bottom + 29, y_label, SIZE, "start", "faint")
 
 
 def ticks(low, high, most, whole=False):

@@ -1,34 +1,41 @@
 """The curves of runs: their loss by term, and their recall, by epoch."""
 from report.axes import Curve, panel
 from report.canvas import Canvas
-from report.colours import series
+from report.colours import SERIES, series
 
 GAP = 14
 
 
 def panels(logs):
-    """Return a list of ``Canvas``: of one run its losses and its recalls; of several a panel for each term and split,
-    with a curve for each run.
+    """Return a list of ``Canvas``: of one run its losses and its recalls; of several a panel for the recall of each
+    split, the loss and each term of it, with a curve for each run.
 
     Args:
         logs: [``runs.Log``].
     """
-    if len(logs) == 1:
-        log, = logs
-        groups = [("Loss", "", log.losses, None), ("Recall@{}".format(log.k), "%", log.recalls, log.best_epoch)]
-        return [panel(title, [Curve(name, points, series(number), name == "loss" and len(curves) > 1,
-                                    best if name == "test" else None)
-                              for number, (name, points) in enumerate(curves.items())], "epoch", unit, whole_x=True)
-                for title, unit, curves, best in groups if curves]
+    if not logs:
+        return []
+    return _of_one(*logs) if len(logs) == 1 else _of_several(logs)
+
+
+def _of_one(log):
+    losses = {name: points for name, points in log.losses.items() if name != "loss" or len(log.losses) != 2}
+    groups = [("Loss", losses, None), ("Recall@{}, %".format(log.k), log.recalls, log.best_epoch)]
+    return [panel(title, [Curve(name, points, series(number), name == "loss" and len(curves) > 1,
+                                best if name == "test" else None)
+                          for number, (name, points) in enumerate(curves.items())], "epoch", whole_x=True)
+            for title, curves, best in groups if curves]
+
+
+def _of_several(logs):
     found = []
-    for part, title, unit in (("losses", "{}", ""), ("recalls", "Recall@{}, {{}} set".format(logs[0].k), "%")):
-        names = dict.fromkeys(name for log in logs for name in getattr(log, part))
-        for name in names:
-            label = name if part == "recalls" or name == "loss" else "loss term: " + name
-            found.append(panel(title.format(label), [
-                Curve(log.name, getattr(log, part)[name], series(number), number >= 8,
+    for part, title in (("recalls", "Recall@{}, {{}} set, %".format(logs[0].k)), ("losses", "{}")):
+        for name in dict.fromkeys(name for log in logs for name in getattr(log, part)):
+            words = title.format(name if part == "recalls" or name == "loss" else "loss term " + name)
+            found.append(panel(words, [
+                Curve(log.name, getattr(log, part)[name], series(number), number >= len(SERIES),
                       log.best_epoch if name == "test" else None)
-                for number, log in enumerate(logs) if name in getattr(log, part)], "epoch", unit, whole_x=True))
+                for number, log in enumerate(logs) if name in getattr(log, part)], "epoch", whole_x=True))
     return found
 
 

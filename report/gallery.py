@@ -2,7 +2,7 @@
 import collections
 
 from report.canvas import Canvas
-from report.text import escaped, link_to
+from report.text import breakable, escaped, link_to
 
 TILE, GAP, LABEL = 80, 8, 17  # units of a canvas: a tile, between tiles, a line of words above them
 
@@ -42,12 +42,15 @@ class Items:
 
 def html_rows(rows, tiles, directory):
     """Return HTML of rows, for a page in ``directory``."""
-    return "".join('<article class="row">{}<div><h3>{}</h3><p class="note">{}</p>{}</div></article>'.format(
-        html_tile(row.query, tiles, directory), escaped(row.query.name), escaped(row.notes),
-        "".join('{}<div class="found">{}</div>'.format(
-            '<h4>{}</h4>'.format(escaped(network)) if len(row.found) > 1 else "",
-            "".join(html_tile(item, tiles, directory) for item in items)) for network, items in row.found.items()))
-        for row in rows)
+    return "".join(_html_row(row, lambda item: html_tile(item, tiles, directory)) for row in rows)
+
+
+def _html_row(row, tile):
+    found = "".join("{}<div class=\"found\">{}</div>".format(
+        "<h4>{}</h4>".format(escaped(network)) if len(row.found) > 1 else "", "".join(map(tile, items)))
+        for network, items in row.found.items())
+    return '<article class="row">{}<header><h3>{}</h3><p class="note">{}</p></header><div>{}</div></article>'.format(
+        tile(row.query), breakable(row.query.name), escaped(row.notes), found)
 
 
 def html_tile(item, tiles, directory):
@@ -55,7 +58,7 @@ def html_tile(item, tiles, directory):
     and with words for those who don't see it."""
     kind = {None: "query", True: "right", False: "wrong"}[item.right]
     caption = "" if item.right is None else '<figcaption>{:.2f}{}</figcaption>'.format(
-        item.distance, "" if item.right else " " + escaped(item.name))
+        item.distance, "" if item.right else "<br>" + escaped(item.name))
     return ('<figure class="{0}"><a href="{1}" title="{2}"><img src="{3}" alt="{0}: {4}" width="96" '
             'height="96"></a>{5}</figure>').format(kind, escaped(link_to(item.path, directory)), escaped(item.path),
                                                    tiles.address(item.path), escaped(item.name), caption)

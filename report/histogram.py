@@ -16,7 +16,7 @@ def histogram(title, embedded, seed):
     for name, colour, part in zip(("same class", "different classes"), ("c2", "c1"), distances):
         if len(part):
             curves.append(Curve(name, _steps(part, farthest), colour, colour == "c1"))
-    return panel(title, curves, "distance", "% of pairs", filled=True)
+    return panel(title + ", % of pairs", curves, "distance", filled=True)
 
 
 def _steps(values, farthest):

@@ -25,7 +25,9 @@ def choose(labels, seed):
     classes = sorted(dict.fromkeys(labels[order].tolist()), key=lambda label: -min(10, counts[label]))[:CLASSES]
     coloured = torch.tensor([label in set(classes) for label in labels[order].tolist()])
     points = torch.cat([order[coloured][:POINTS], order[~coloured][:max(0, POINTS - int(coloured.sum()))]])
-    return Chosen(classes, points[torch.randperm(len(points), generator=draw)].tolist())
+    points = points[torch.randperm(len(points), generator=draw)]
+    first = [int(points[(labels[points] == label).nonzero()[0, 0]]) for label in classes]  # each gets a thumbnail
+    return Chosen(classes, first + [index for index in points.tolist() if index not in set(first)])
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ Neighbours.__doc__ = """The k nearest of Q queries, nearest first, each Q x k on
 their Euclidean distances, and whether they are of the query's class. At equal distances those of other classes come
 first, as recall counts them."""
 
-Confusion = collections.namedtuple("Confusion", "asked found count total query neighbour distance")
-Confusion.__doc__ = """How often (count) queries of a label (asked; it has total queries) have a nearest neighbour of
-another label (found); and of these the nearest pair: the index of the query, that of its neighbour in the gallery, and
-their distance."""
+Confusion = collections.namedtuple("Confusion", "labels count total query neighbour distance")
+Confusion.__doc__ = """How many (count) of the queries of two labels (there are total) have a nearest neighbour of the
+other label; and of these the nearest pair: the index of the query, that of its neighbour in the gallery, and their
+distance."""
 
 
 @torch.no_grad()
@@ -41,14 +41,15 @@ def nearest(embedded, k, which=None):
         if alone:
             distance[torch.arange(len(rows), device=device), rows] = float("inf")
         column = distance.topk(min(k + SPARE, len(others) - alone), largest=False)[1]
-        distance = (others[column] - queries.unsqueeze(1)).pow(2).sum(2).sqrt()
+        distance = (gallery.embeddings[column] - embedded.embeddings[rows].unsqueeze(1)).norm(dim=2)
         right = gallery.labels[column] == embedded.labels[rows].unsqueeze(1)
-        found = [column, distance, right]
-        for key in (2, 1):  # by distance; at equal ones, other classes first
-            order = found[key].to(distance.dtype).sort(dim=1, stable=True)[1]
+        found = [column, distance, right.to(torch.uint8)]
+        for key in (0, 2, 1):  # by distance; at equal ones, other classes first, and then in their order
+            order = found[key].sort(dim=1, stable=True)[1]
             found = [part.gather(1, order) for part in found]
         parts.append([part[:, :k].cpu() for part in found])
-    return Neighbours(*(torch.cat(part) for part in zip(*parts)))
+    indices, distances, right = (torch.cat(part) for part in zip(*parts))
+    return Neighbours(indices, distances, right.bool())
 
 
 def first_right(embedded):
@@ -89,7 +90,8 @@ def of_different_classes(order, labels, count):
 
 
 def confusions(embedded, found, count):
-    """Return the ``count`` most frequent ``Confusion``s, by the nearest neighbour of each query.
+    """Return the ``Confusion``s of the ``count`` pairs of classes that are confused most often, in whatever direction,
+    by the nearest neighbour of each query.
 
     Args:
         found: the ``Neighbours`` of all queries.
@@ -97,14 +99,16 @@ def confusions(embedded, found, count):
     labels = embedded.labels.cpu()
     theirs = (embedded.gallery or embedded).labels.cpu()[found.indices[:, 0]]
     wrong = (~found.right[:, 0]).nonzero().flatten()
-    wrong = wrong[found.distances[wrong, 0].sort(stable=True)[1]]  # the first one of a pair of classes is its nearest
-    totals, examples = collections.Counter(labels.tolist()), {}
-    pairs = list(zip(labels[wrong].tolist(), theirs[wrong].tolist()))
-    for query, pair in zip(wrong.tolist(), pairs):
-        examples.setdefault(pair, query)
-    return [Confusion(*pair, times, totals[pair[0]], examples[pair],
-                      int(found.indices[examples[pair], 0]), float(found.distances[examples[pair], 0]))
-            for pair, times in collections.Counter(pairs).most_common(count)]
+    wrong = wrong[found.distances[wrong, 0].sort(stable=True)[1]]  # nearest first
+    pairs = [tuple(sorted(pair)) for pair in zip(labels[wrong].tolist(), theirs[wrong].tolist())]
+    nearest_of = dict(reversed(list(zip(pairs, wrong.tolist()))))
+    totals, confused = collections.Counter(labels.tolist()), []
+    for pair, times in collections.Counter(pairs).most_common(count):
+        query = nearest_of[pair]
+        shown = (int(labels[query]), int(theirs[query]))  # the query's own class first, as the pictures
+        confused.append(Confusion(shown, times, sum(totals[label] for label in pair), query,
+                                  int(found.indices[query, 0]), float(found.distances[query, 0])))
+    return confused
 
 
 def recall_by_class(ranks, labels, k=1):

@@ -13,7 +13,7 @@ Log.__doc__ = """The curves of a run: its name; {term of the loss: [(epoch, valu
 
 def short_name(path):
     """Return the last two parts of a path: enough to tell runs apart."""
-    return "/".join(os.path.abspath(path).split(os.sep)[-2:])
+    return "/".join(os.path.abspath(path).split(os.sep)[-2:]) if os.path.exists(path) else path
 
 
 def read_log(directory, name=None):
@@ -26,14 +26,17 @@ def read_log(directory, name=None):
     lines = _lines(os.path.join(directory, LOG))
     for line in lines:
         epoch, terms = line["epoch"], line.get("terms")
-        terms = dict(terms) if isinstance(terms, dict) else {}
-        values = dict({"loss": line.get("loss")}, **terms) if len(terms) != 1 else terms
-        _append(losses, epoch, values)
-        for split, found in (line.get("recall") or {}).items():
-            k = next(iter(found))
-            _append(recalls, epoch, {split: 100 * found[k]})
+        _append(losses, epoch, dict({"loss": line.get("loss")}, **_dict(terms)))
+        for split, found in _dict(line.get("recall")).items():
+            for k, value in list(_dict(found).items())[:1]:
+                _append(recalls, epoch, {split: value})
         best = line.get("best_epoch", best)
+    recalls = {split: [(epoch, 100 * value) for epoch, value in recalls[split]] for split in sorted(recalls)}
     return Log(name or short_name(directory), losses, recalls, best, k) if lines else None
+
+
+def _dict(value):
+    return value if isinstance(value, dict) else {}
 
 
 def _append(curves, epoch, values):

@@ -5,15 +5,15 @@ from report import gallery, maps, neighbours, page
 from report.canvas import Canvas
 from report.curves import sheet
 from report.histogram import histogram
-from report.text import escaped
+from report.text import breakable, escaped
 
 QUERIES, NEIGHBOURS = 6, 8  # of each kind in the page
 QUERIES_IN_PICTURE = 2  # of each kind in gallery.png
 CONFUSED, WORST_CLASSES, LISTED_CLASSES = 12, 10, 500
 
-Shown = collections.namedtuple("Shown", "name description embedded measures")
-Shown.__doc__ = """A network in a report: its name (the path of its file), what it is in words, what it finds (see
-``neighbours``), and {title of a measure: value} on the test set."""
+Shown = collections.namedtuple("Shown", "name path description embedded measures")
+Shown.__doc__ = """A network in a report: what it is called, the path of its file, what it is in words, what it finds
+(see ``neighbours``), and {title of a measure: value} on the test set."""
 
 
 class Findings:
@@ -51,7 +51,11 @@ class Findings:
         ranks = [int(ranks[query]) for ranks in self.ranks]
         if ranks[0] == 0:
             return "there is nothing to find"
-        return "nearest right one: " + ", ".join("rank {:,}".format(rank) for rank in ranks)
+        return "nearest right one: " + ", ".join("rank {:,}{}".format(rank, self._by(number))
+                                                 for number, rank in enumerate(ranks))
+
+    def _by(self, number):
+        return " by " + self.networks[number].name if len(self.networks) > 1 else ""
 
     def queries(self):
         """Return the section of queries, HTML."""
@@ -72,8 +76,8 @@ class Findings:
                  "seed drew are in colour; grey points are other classes.".format(len(self.chosen.classes)))
         key = maps.key(self.chosen, self.items.names).svg("Classes in colour")
         return page.section("Map", "map", page.panels(
-            [("Map of the embeddings", canvas) for canvas in drawn], captions) +
-            '<div class="panels key">{}</div>'.format(key), words)
+            [("Map of the embeddings", canvas) for canvas in drawn], captions, "panels wide") +
+            '<div class="panels wide key">{}</div>'.format(key), words)
 
     def _map(self, number):
         return maps.draw_map(self.components[number][0], self.labels, self.chosen, lambda index: self.tiles.tile(
@@ -93,23 +97,19 @@ class Findings:
 
     def confusions(self):
         found = neighbours.confusions(self.embedded, self.found, CONFUSED)
-        articles = "".join(
-            '<article><div class="pair">{}{}</div><div><b>{}</b> taken for <b>{}</b><p class="note">{} of {} '
-            'queries</p></div></article>'.format(
-                self._tile(self.items.query(one.query)),
-                self._tile(self.items.neighbour(one.neighbour, one.distance, False)),
-                *(escaped(self.items.names[label]) for label in (one.asked, one.found)), one.count, one.total)
-            for one in found)
-        return page.section("Confusions", "confusions", '<div class="confused">{}</div>'.format(articles) if found else
-                            "<p>There is none.</p>", "The classes that are most often confused: the nearest neighbour "
-                            "of so many queries is of the other class. The pair of pictures is the one that is "
-                            "nearest." + self._of_the_first())
+        body = "".join('<article><div class="pair">{}{}</div><div>{}<p class="note">{} of {} queries</p></div>'
+                       '</article>'.format(
+                           self._tile(self.items.query(one.query)),
+                           self._tile(self.items.neighbour(one.neighbour, one.distance, False)),
+                           " and ".join("<b>{}</b>".format(breakable(self.items.names[label]))
+                                        for label in one.labels), one.count, one.total) for one in found)
+        return page.section("Confusions", "confusions", '<div class="confused">{}</div>'.format(
+            body or "<p>There is none.</p>"), "The pairs of classes that are most often confused{}: so many of their "
+            "queries have a picture of the other class as the nearest one. Shown is the nearest such pair.".format(
+                self._by(0)))
 
     def _tile(self, item):
         return gallery.html_tile(item, self.tiles, self.directory)
-
-    def _of_the_first(self):
-        return " By {}.".format(self.networks[0].name) if len(self.networks) > 1 else ""
 
     def distances(self):
         return page.section("Distances", "distances", page.panels([

@@ -15,6 +15,11 @@ def escaped(words):
     return html.escape(shown(str(words)), quote=True)
 
 
+def breakable(words):
+    """Return ``escaped`` words that may be broken behind a "_", as names of classes and files have it."""
+    return escaped(words).replace("_", "_<wbr>")
+
+
 def link_to(path, directory):
     """Return the address of a file as seen from a page in ``directory``: both may be moved together."""
     try:

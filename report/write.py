@@ -84,15 +84,16 @@ def _write(directory, name, content):
 
 def _head(networks, command, run_directory):
     """Return what stands above the sections: the networks and their measures, the command, the options of the run."""
-    measures = [[network.name, network.description] + ["{:.2f}".format(100 * value)
+    measures = [[network.path, network.description] + ["{:.2f}".format(100 * value)
                                                        for value in network.measures.values()] for network in networks]
-    parts = [page.table(["network", "what it is"] + ["{}, %".format(name) for name in networks[0].measures], measures),
+    head = ["network", "what it is"] + ["{}, %".format(name) for name in networks[0].measures]
+    parts = [page.table(head, measures, words=2),
              "<p>Of {:,} pictures of the test set.</p>".format(len(networks[0].embedded.labels)),
              "<pre>{}</pre>".format(escaped(" ".join(map(shlex.quote, command))))]
     script, options = read_options(run_directory) if run_directory else (None, {})
     if options:
         parts.append(page.folded("Options of the run that made it, {}".format(script), page.table(
-            ["option", "value"], [["--" + name, value] for name, value in sorted(options.items())])))
+            ["option", "value"], [["--" + name, value] for name, value in sorted(options.items())], words=2)))
     return "".join(parts)
 
 
