@@ -25,9 +25,10 @@ from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss
 from engine.networks import describe_network, for_evaluation, for_steps, frozen, open_network
 from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
+from engine.rundir import held_directory
 from engine.settle import settled
 from report import OPTIONS as REPORT_OPTIONS
-from report import Shown, add_report_options, leave_pictures, read_log, short_name, write_report
+from report import Shown, add_report_options, leave_pictures, read_log, read_logs, short_names, write_report
 
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
                  "overwrite", "sync_bn", "select", "log") + LOSS_OPTIONS + options.OPTIMISATION
@@ -81,14 +82,13 @@ def measure(command):
 
 def draw_report(command):
     args = command.args
-    run_directory = os.path.dirname(args.load) if args.load else None
+    runs = [] if args.load is None else [os.path.dirname(args.load) or "."]  # the one that made the network
 
     def check(args, given):
         modes.refuse_idle(MODES, args, given)
         asymmetric.check_gallery(args, given)
-        if args.out is None or os.path.isfile(args.out):
-            raise UsageError("--mode report needs --out DIR, the directory of the page{}".format(
-                "" if args.out is None else "; {} is a file".format(args.out)))
+        if args.out is None:
+            raise UsageError("--mode report needs --out DIR, the directory of the page")
         for directory in args.compare or ():
             if read_log(directory) is None:
                 raise UsageError("--compare {}: there is no log.jsonl of a run".format(directory))
@@ -96,25 +96,21 @@ def draw_report(command):
     # Settle: run.args does not change after this.
     has_other = asymmetric.gallery_of(args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_other
-    with settled(command, check, networks, data_options_from="", trains=False) as run:
+    with held_directory(args.out if ranks.is_first() else None, "--out"), settled(
+            command, check, networks, data_options_from="", trains=False) as run:
         # Data.
         data = open_data(run, wanted=("test",))
         # Networks: each searches in what it has embedded itself.
-        shown, named = [], {"": run.args.load or run.args.base, "gallery_": asymmetric.gallery_of(run.args)}
-        for _, prefix in networks:
-            network = for_evaluation(run, open_network(run, prefix))
-            # Embed and measure.
-            kept = {}
+        paths = [run.args.load or run.args.base] + [asymmetric.gallery_of(run.args)] * has_other
+        shown = []
+        for (_, prefix), path, name in zip(networks, paths, short_names(paths)):
+            network, kept = for_evaluation(run, open_network(run, prefix)), {}
             found = evaluate_splits(network, data.evaluation, run.args, run.device, 0, run.precision, kept)
-            path = named[prefix]
-            shown.append(Shown(short_name(path), path, describe_network(run.args, prefix), kept["test"],
-                               titled(found["test"])))
+            shown.append(Shown(name, path, describe_network(run.args, prefix), kept["test"], titled(found["test"])))
         # Draw.
         if ranks.is_first():
-            directories = ([run_directory] if run_directory is not None else []) + (run.args.compare or [])
-            logs = [log for log in map(read_log, dict.fromkeys(directories)) if log]
-            write_report(run.args.out, shown, logs, ["python3", command.script] + command.words, run.args.seed,
-                         run_directory)
+            write_report(run.args.out, shown, read_logs(runs + (run.args.compare or [])),
+                         ["python3", command.script] + command.words, run.args.seed, *runs)
 
 
 def train(command):

@@ -65,9 +65,9 @@ def _fit(job, tracker):
     embedded = {}
 
     def evaluate(epoch):
-        is_last = epoch == args.epochs
-        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch,
-                               keep=embedded if is_last and record.writes else None)
+        keep = embedded if epoch == args.epochs and record.writes else None
+        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch, None,
+                               keep)
 
     def keep(*over):
         progress = record.keep(*over)

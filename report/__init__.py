@@ -13,8 +13,9 @@ In come a run's directory, embeddings and pictures; out come HTML and PNG. Nothi
     tiles       pictures as small squares; text: escaping, links, data: addresses; page: HTML around it all
 """
 from report.options import OPTIONS, add_report_options
-from report.runs import read_log, short_name
+from report.runs import read_log, read_logs, short_names
 from report.sections import Shown
 from report.write import leave_pictures, write_report
 
-__all__ = ["OPTIONS", "Shown", "add_report_options", "leave_pictures", "read_log", "short_name", "write_report"]
+__all__ = ["OPTIONS", "Shown", "add_report_options", "leave_pictures", "read_log", "read_logs", "short_names",
+           "write_report"]

@@ -170,11 +170,13 @@ class _Text:
             pen.text((x * scale, y * scale), self.words, _rgba(self.colour, 1), font, anchor=letter)
             return
         # Pillow's own letters in one small size, which know Latin only: enlarged.
-        mask = font.getmask(self.words.encode("latin-1", "replace").decode("latin-1"), "L")
-        words, factor = Image.frombytes("L", mask.size, bytes(mask)), self.size * scale / mask.size[1]
-        words = words.resize((max(1, int(mask.size[0] * factor)), int(mask.size[1] * factor)))
-        place = int(x * scale - part * words.width), int(y * scale - 0.8 * words.height)
-        image.paste(_rgba(self.colour, 1)[:3], place, words)
+        known = self.words.encode("latin-1", "replace").decode("latin-1")
+        small = Image.new("L", [max(1, length) for length in font.getmask(known, "1").size])
+        ImageDraw.Draw(small).text((0, 0), known, 255, font)
+        factor = self.size * scale / small.height
+        large = small.resize((max(1, int(small.width * factor)), max(1, int(small.height * factor))))
+        place = int(x * scale - part * large.width), int(y * scale - 0.8 * large.height)
+        image.paste(_rgba(self.colour, 1)[:3], place, large)
 
 
 @functools.lru_cache(maxsize=None)

@@ -11,17 +11,26 @@ Log.__doc__ = """The curves of a run: its name; {term of the loss: [(epoch, valu
 [(epoch, Recall@k in percent)]}; the epoch of best.pth, None if unknown; and k, the first K of --recall, a string."""
 
 
-def short_name(path):
-    """Return the last two parts of a path: enough to tell runs apart."""
-    return "/".join(os.path.abspath(path).split(os.sep)[-2:]) if os.path.exists(path) else path
+def short_names(paths):
+    """Return a name for each path: its last two parts, or as many as tell all of them apart. What is no path stays."""
+    parts = [os.path.abspath(path).split(os.sep) if os.path.exists(path) else [path] for path in paths]
+    for count in range(2, max([2] + [len(part) for part in parts]) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["{} ({})".format(name, number) for number, name in enumerate(names, 1)]
 
 
-def read_log(directory, name=None):
-    """Return the ``Log`` of the run in ``directory``; None if there is none. Lines that can't be read are passed over.
+def read_logs(directories):
+    """Return the ``Log`` of each run that has one; a directory that is named twice counts once."""
+    directories = list({os.path.realpath(directory): directory for directory in directories}.values())
+    logs = map(read_log, directories, short_names(directories))
+    return [log for log in logs if log is not None]
 
-    Args:
-        name: what it is called; None for the end of its path.
-    """
+
+def read_log(directory, name=""):
+    """Return the ``Log``, called ``name``, of the run in ``directory``; None if there is none. Lines that can't be read
+    are passed over."""
     losses, recalls, best, k = {}, {}, None, "1"
     lines = _lines(os.path.join(directory, LOG))
     for line in lines:
@@ -32,7 +41,7 @@ def read_log(directory, name=None):
                 _append(recalls, epoch, {split: value})
         best = line.get("best_epoch", best)
     recalls = {split: [(epoch, 100 * value) for epoch, value in recalls[split]] for split in sorted(recalls)}
-    return Log(name or short_name(directory), losses, recalls, best, k) if lines else None
+    return Log(name, losses, recalls, best, k) if lines else None
 
 
 def _dict(value):

@@ -12,7 +12,7 @@ from report.text import escaped
 from report.tiles import Tiles
 
 PAGE, CURVES, GALLERY, MAP = "report.html", "curves.png", "gallery.png", "map.png"
-SCALE, SCALE_OF_A_RUN = 2.5, 2  # pixels of a PNG for a unit: a page's width at 300 dpi, and less
+SCALE, SCALE_OF_A_RUN = 2.5, 1.5  # pixels of a PNG for a unit: a page's width at 300 dpi, and less
 QUERIES = 6  # that a training leaves, and neighbours of each
 
 
@@ -78,8 +78,12 @@ def _png(canvas, scale):
 
 
 def _write(directory, name, content):
-    with replaced_file(os.path.join(directory, name)) as file:
-        file.write(content)
+    path = os.path.join(directory, name)
+    try:
+        with replaced_file(path) as file:
+            file.write(content)
+    except OSError as error:  # that of a full disk doesn't name the file
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _head(networks, command, run_directory):

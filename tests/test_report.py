@@ -14,8 +14,9 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
+import report.canvas
 import report.neighbours
 import report.write
 import run
@@ -27,7 +28,7 @@ from processes import ROOT
 from report import axes, curves, maps
 from report.canvas import Canvas
 from report.colours import LIGHT
-from report.runs import read_log
+from report.runs import read_log, read_logs, short_names
 from report.sections import Shown
 from report.text import link_to
 from report.tiles import Tiles
@@ -139,6 +140,20 @@ def test_a_canvas_is_the_same_as_svg_and_as_pixels():
     assert 'points="20.0,5.0 30.0,5.0 30.0,15.0 20.0,15.0" fill="var(--wrong)"' in svg and "<script" not in svg
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_words_are_drawn_where_they_are_asked_for(is_old, monkeypatch):
+    if is_old:  # a Pillow without FreeType
+        monkeypatch.setattr(report.canvas, "_font", lambda size: getattr(
+            ImageFont, "load_default_imagefont", ImageFont.load_default)())
+    for anchor, first, last in (("start", 100, 200), ("middle", 60, 140), ("end", 0, 100)):
+        canvas = Canvas(200, 40)
+        canvas.text(100, 30, "a\u4e2d word", 16, anchor)
+        found = np.nonzero((np.asarray(canvas.image(1)) < 128).any(2))
+        assert first - 3 <= found[1].min() and found[1].max() <= last + 3
+        assert 10 <= found[0].min() < found[0].max() <= 36
+    assert report.canvas.fitted("abcdefghij", 10, 28) == "ab\u2026ij" and report.canvas.fitted("abc", 10, 28) == "abc"
+
+
 def test_a_log_is_read_though_it_is_damaged(tmp_path):
     lines = ['{"epoch": 0, "recall": {"val": {"2": 0.3}, "test": {"2": 0.25, "4": 0.5}}, "best_epoch": 0}', "{", "[]",
              '{"epoch": 1, "loss": 3.0, "terms": {"dist": 1.0, "angle": 2.0}}', '{"epoch": "x"}',
@@ -148,8 +163,18 @@ def test_a_log_is_read_though_it_is_damaged(tmp_path):
     assert log == ("name", {"loss": [(1, 3.0)], "dist": [(1, 1.0)], "angle": [(1, 2.0)]},
                    {"test": [(0, 25.0), (2, 50.0)], "val": [(0, 30.0)]}, 2, "2")
     assert len(curves.panels([log])) == 2 and len(curves.panels([log, log])) == 5
+    assert [one.name for one in read_logs([str(tmp_path), str(tmp_path / "nowhere"), os.path.join(str(tmp_path), ".")])
+            ] == short_names([str(tmp_path)])
     (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe")
     assert read_log(str(tmp_path)) is None and read_log(str(tmp_path / "nowhere")) is None
+
+
+def test_names_tell_paths_apart(tmp_path):
+    paths = [str(tmp_path / part / "lr" / "seed0") for part in ("a", "b")]
+    for path in paths:
+        os.makedirs(path)
+    assert short_names(paths) == ["a/lr/seed0", "b/lr/seed0"] and short_names(paths[:1]) == ["lr/seed0"]
+    assert short_names(["imagenet"]) == ["imagenet"] and len(set(short_names(paths[:1] * 2))) == 2
 
 
 class _Reader(html.parser.HTMLParser):
@@ -264,7 +289,7 @@ def test_queries_search_in_their_gallery(whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more, words", [
-    ([], "--mode report needs --out DIR"), (["--out", "FILE"], "is a file"),
+    ([], "--mode report needs --out DIR"), (["--out", "FILE"], "--out FILE: can't be written to"),
     (["--out", "new", "--compare", "nowhere"], "--compare nowhere: there is no log.jsonl"),
     (["--out", "new", "--no_train_recall"], "--no_train_recall does nothing with --mode report"),
     (["--out", "new", "--projection_load", "x"], "--projection_load does nothing with --mode report"),
@@ -284,6 +309,18 @@ def test_a_training_leaves_its_pictures_and_fails_by_none(whole, pictures, tmp_p
     code, out, _ = answer(capsys, run.main, options_for(pictures, "--epochs", "1", "--save_dir", tmp_path / "run"))
     assert code == 0 and "Warning: the pictures of this run could not be drawn (MemoryError: none left)\n" in out
     assert (tmp_path / "run" / "result.txt").exists() and not (tmp_path / "run" / "gallery.png").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_the_page_before(tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("before")
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        report.write._write(str(tmp_path), "report.html", b"after")
+    assert str(error.value) == "[Errno 28] No space left on device: {!r}".format(str(tmp_path / "report.html"))
+    assert os.listdir(str(tmp_path)) == ["report.html"] and (tmp_path / "report.html").read_text() == "before"
 
 
 @pytest.mark.parametrize("room, stranger", [("report", "engine"), ("engine", "report")])

@@ -73,8 +73,9 @@ def write_tensors(path, value):
 
 
 @contextlib.contextmanager
-def held_directory(path):
-    """Within the block no other run can write to the directory ``path``, which is made if need be; None: no-op.
+def held_directory(path, option="--save_dir"):
+    """Within the block no other run can write to the directory ``path``, which ``option`` gives and which is made if
+    need be; None: no-op.
 
     Temporary files of killed runs are deleted. A directory that was made here and is empty at the end is deleted.
 
@@ -93,10 +94,10 @@ def held_directory(path):
                 for name in CONTENT + PICTURES + (CONFIG,):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
-                raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "
-                                 "directory of its own".format(path)) from None
+                raise UsageError("{} {}: another run is writing to it; wait for its end, or give this one a "
+                                 "directory of its own".format(option, path)) from None
             except OSError as error:
-                raise UsageError("--save_dir {}: can't be written to ({})".format(path, error.strerror)) from None
+                raise UsageError("{} {}: can't be written to ({})".format(option, path, error.strerror)) from None
             yield
     finally:
         if not was_there:
