@@ -13,21 +13,22 @@ KINDS = ("disc", "square", "diamond", "triangle")  # with the colours, eight cla
 
 Chosen = collections.namedtuple("Chosen", "classes points")
 Chosen.__doc__ = """What maps of one set show: the labels that are in colour, and the indices of the pictures that are
-points, in the order in which they may get a thumbnail."""
+points, in the order in which they get thumbnails: one of each of these classes, then any."""
 
 
 def choose(labels, seed):
     """Return the ``Chosen`` of pictures with these labels (N, on the CPU), drawn by ``seed``: classes of at least ten
     pictures, where there are such, and all pictures of these classes."""
-    draw = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=draw)
-    counts = collections.Counter(labels.tolist())
-    classes = sorted(dict.fromkeys(labels[order].tolist()), key=lambda label: -min(10, counts[label]))[:CLASSES]
-    coloured = torch.tensor([label in set(classes) for label in labels[order].tolist()])
-    points = torch.cat([order[coloured][:POINTS], order[~coloured][:max(0, POINTS - int(coloured.sum()))]])
-    points = points[torch.randperm(len(points), generator=draw)]
-    first = [int(points[(labels[points] == label).nonzero()[0, 0]]) for label in classes]  # each gets a thumbnail
-    return Chosen(classes, first + [index for index in points.tolist() if index not in set(first)])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    labels = labels.tolist()
+    counts, kinds = collections.Counter(labels), dict.fromkeys(labels[index] for index in order)
+    classes = sorted(kinds, key=lambda label: -min(10, counts[label]))[:CLASSES]
+    coloured, others = [], []
+    for index in order:
+        (coloured if labels[index] in classes else others).append(index)
+    first = [next(index for index in coloured if labels[index] == label) for label in classes]
+    shown = set(coloured[:POINTS] + others[:max(0, POINTS - len(coloured))]).difference(first)
+    return Chosen(classes, first + [index for index in order if index in shown])
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ def write_report(directory, networks, logs, command, seed=0, run_directory=None)
         _write(directory, name, written)
         print("Written: {} ({:,.0f} kB)".format(os.path.join(directory, name), len(written) / 1000), flush=True)
     if tiles.missing:
-        print("Note: {} pictures could not be opened; their tiles are grey".format(tiles.missing), flush=True)
+        print("Pictures that could not be opened, and are grey: {}".format(tiles.missing), flush=True)
 
 
 def leave_pictures(directory, embedded, seed=0):

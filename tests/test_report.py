@@ -151,7 +151,7 @@ def test_words_are_drawn_where_they_are_asked_for(is_old, monkeypatch):
         found = np.nonzero((np.asarray(canvas.image(1)) < 128).any(2))
         assert first - 3 <= found[1].min() and found[1].max() <= last + 3
         assert 10 <= found[0].min() < found[0].max() <= 36
-    assert report.canvas.fitted("abcdefghij", 10, 28) == "ab\u2026ij" and report.canvas.fitted("abc", 10, 28) == "abc"
+    assert report.canvas.fitted("abcdefghij", 10, 29) == "ab\u2026ij" and report.canvas.fitted("abc", 10, 29) == "abc"
 
 
 def test_a_log_is_read_though_it_is_damaged(tmp_path):
@@ -201,7 +201,8 @@ def test_names_are_text_and_moved_pictures_are_grey(tmp_path, capsys):
     report.write_report(str(tmp_path / "out"), [shown], [], ["python3", HOSTILE])
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     elements = _Reader(page).elements
-    assert "script" not in {tag for tag, _ in elements} and "1 pictures could not be opened" in capsys.readouterr().out
+    assert "could not be opened, and are grey: 1\n" in capsys.readouterr().out
+    assert "script" not in {tag for tag, _ in elements}
     links = {attributes["href"] for tag, attributes in elements if tag == "a" and "#" not in attributes["href"][:1]}
     assert {os.path.realpath(os.path.join(str(tmp_path / "out"), unquote(link))) for link in links} == {
         os.path.realpath(path) for path in paths}
@@ -212,6 +213,14 @@ def test_names_are_text_and_moved_pictures_are_grey(tmp_path, capsys):
     assert tiles.tile(paths[0]).getpixel((120, 120)) == (0, 200, 0) and tiles.missing == 0
     assert tiles.tile(paths[2]).getpixel((5, 5)) == (150, 150, 150) and tiles.missing == 1
     assert link_to(os.path.join("x", "y z"), ".") == "x/y%20z"
+
+
+def test_a_network_that_has_collapsed_and_classes_of_one_picture(tmp_path):
+    asked = embedded([[1.0, 2.0]] * 5, [0, 0, 1, 2, 3])
+    report.write_report(str(tmp_path), [Shown("net", "net", "a net", asked, {})] * 2, [], ["python3"])
+    assert "there is nothing to find" in (tmp_path / "report.html").read_text()
+    chosen = maps.choose(torch.tensor([0] * 2000 + [1]), 0)
+    assert sorted(chosen.classes) == [0, 1] and chosen.points.count(2000) == 1 and len(chosen.points) == maps.POINTS + 1
 
 
 @pytest.fixture(scope="module")
