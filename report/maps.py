@@ -81,13 +81,22 @@ def draw_map(points, labels, chosen, picture):
     return canvas
 
 
-def key(chosen, names):
-    """Return a ``Canvas`` with the names of the classes in colour; names: {label: name}."""
-    canvas = Canvas(SIDE, 22 * -(-len(chosen.classes) // 2))
+def entries(chosen, names):
+    """Return a ``Canvas`` for each class in colour: its mark and its name; names: {label: name}."""
+    found = []
     for number, label in enumerate(chosen.classes):
-        x, y = (number % 2) * SIDE / 2, 22 * (number // 2) + 11
-        _mark(canvas, x + 8, y, number)
-        canvas.text(x + 20, y + 5, names[label], 13, room=SIDE / 2 - 26)
+        canvas = Canvas(SIDE / 2, 22)
+        _mark(canvas, 8, 11, number)
+        canvas.text(20, 16, names[label], 13, room=SIDE / 2 - 26)
+        found.append(canvas)
+    return found
+
+
+def key(chosen, names):
+    """Return one ``Canvas`` with these entries, in two columns."""
+    canvas = Canvas(SIDE, 22 * -(-len(chosen.classes) // 2))
+    for number, entry in enumerate(entries(chosen, names)):
+        canvas.place(entry, (number % 2) * SIDE / 2, 22 * (number // 2))
     return canvas
 
 

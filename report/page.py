@@ -2,7 +2,7 @@
 import collections
 
 from report.colours import DARK, LIGHT, variables
-from report.text import escaped
+from report.text import breakable, escaped
 
 # Width and height of what is shown follow from the window; the grids have as many columns as fit.
 STYLE = """
@@ -21,11 +21,14 @@ pre,code{font:12.5px/1.5 ui-monospace,SFMono-Regular,"DejaVu Sans Mono",monospac
 pre{background:var(--panel);border:1px solid var(--grid);border-radius:6px;padding:10px;white-space:pre-wrap}
 svg{display:block;width:100%%;height:auto;font-family:inherit}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%%,330px),1fr));gap:16px 28px}
-.panels>*{max-width:420px;margin:0}.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%%,440px),1fr))}.wide>*{max-width:560px}
-.panels figcaption{margin-bottom:6px}.key{margin-top:10px}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
+.panels>*{max-width:420px;margin:0}
+.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%%,440px),1fr))}.wide>*{max-width:560px}
+.panels figcaption{margin-bottom:6px}
+.key{display:flex;flex-wrap:wrap;margin-top:10px;max-width:560px}.key svg{width:280px}
+.table{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--grid);vertical-align:top}
-th:first-child,td:first-child{padding-left:0}.words{text-align:left}th{color:var(--faint);font-weight:600}
+th:first-child,td:first-child{padding-left:0}td,th{overflow-wrap:normal}
+.words{text-align:left;overflow-wrap:anywhere;min-width:6.5em}th{color:var(--faint);font-weight:600}
 summary{cursor:pointer;color:var(--link);margin:8px 0}
 .row{display:grid;grid-template:"query what" "query finds" 1fr/96px minmax(0,1fr);gap:4px 16px;margin:0 0 22px}
 .row>figure{grid-area:query}.row>header{grid-area:what}.row>div{grid-area:finds;min-width:0}
@@ -61,10 +64,11 @@ def table(head, rows, shown=None, words=1):
     them, are words, the others numbers."""
     def line(cells, kind):
         return "<tr>{}</tr>".format("".join("<{0}{1}>{2}</{0}>".format(
-            kind, ' class="words"' if column < words else "", escaped(cell)) for column, cell in enumerate(cells)))
+            kind, ' class="words"' if column < words else "", breakable(cell)) for column, cell in enumerate(cells)))
 
     def part(some):
-        return "<table>{}{}</table>".format(line(head, "th"), "".join(line(row, "td") for row in some))
+        lines = [line(head, "th")] + [line(row, "td") for row in some]
+        return '<div class="table"><table>{}</table></div>'.format("".join(lines))
 
     if shown is None or len(rows) <= shown:
         return part(rows)

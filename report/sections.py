@@ -74,10 +74,10 @@ class Findings:
                     for network, (_, shares) in zip(self.networks, self.components)]
         words = ("The two directions in which the embeddings vary most (principal components). {} classes that the "
                  "seed drew are in colour; grey points are other classes.".format(len(self.chosen.classes)))
-        key = maps.key(self.chosen, self.items.names).svg("Classes in colour")
+        key = "".join(entry.svg("A class in colour") for entry in maps.entries(self.chosen, self.items.names))
         return page.section("Map", "map", page.panels(
             [("Map of the embeddings", canvas) for canvas in drawn], captions, "panels wide") +
-            '<div class="panels wide key">{}</div>'.format(key), words)
+            '<div class="key">{}</div>'.format(key), words)
 
     def _map(self, number):
         return maps.draw_map(self.components[number][0], self.labels, self.chosen, lambda index: self.tiles.tile(

@@ -16,8 +16,8 @@ def escaped(words):
 
 
 def breakable(words):
-    """Return ``escaped`` words that may be broken behind a "_", as names of classes and files have it."""
-    return escaped(words).replace("_", "_<wbr>")
+    """Return ``escaped`` words that may be broken behind "_" and "/", as names of classes and files have them."""
+    return escaped(words).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
 def link_to(path, directory):
