@@ -6,6 +6,7 @@ Train a teacher, then measure it (Park et al., "Relational Knowledge Distillatio
   python3 run.py --mode train --dataset cub200 --base resnet50 --sample distance --margin 0.2 \
       --embedding_size 512 --save_dir teacher
   python3 run.py --mode eval --load teacher/best.pth
+  python3 run.py --mode report --load teacher/best.pth --out looks
 
 The same without data, network or accelerator, on birds that are drawn on first use:
 
@@ -17,25 +18,33 @@ Embed a folder of pictures, and find what looks like others:
   python3 run.py --mode embed --load teacher/best.pth --dataset folder --data pictures --out gallery.npz
   python3 run.py --mode search --load teacher/best.pth --gallery gallery.npz --query a.jpg b.jpg --out found.png
 """
+import functools
+import os
 import sys
 
 from engine import arguments, asymmetric, modes, options, ranks
 from engine.data import open_data
-from engine.errors import run_script
-from engine.evaluation import evaluate_splits
-from engine.gallery import embedding, parts, search, spaces
+from engine.errors import UsageError, run_script
+from engine.evaluation import evaluate_splits, titled
+from engine.gallery.embedding import EMBED_OPTIONS, add_embed_options, embed
+from engine.gallery.search import SEARCH_OPTIONS, add_search_options, find
 from engine.loop import Job, fit
 from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
-from engine.networks import for_evaluation, for_steps, frozen, open_network
+from engine.networks import describe_network, for_evaluation, for_steps, frozen, open_network
 from engine.optimisation import Trained
 from engine.recipe import parse_with_recipe
+from engine.rundir import held_directory
 from engine.settle import settled
-from report.found import draw_found
+from report import OPTIONS as REPORT_OPTIONS
+from report import (Shown, add_report_options, draw_found, leave_pictures, read_log, read_logs, short_names,
+                    write_report)
 
+# Options that not every mode uses.
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
-                 "overwrite", "sync_bn", "select") + LOSS_OPTIONS + options.OPTIMISATION
-MEASURING = ("recall", "metrics", "no_train_recall", "val_classes", "skip_single")
+                 "overwrite", "sync_bn", "select", "log") + LOSS_OPTIONS + options.OPTIMISATION
 DATA = ("dataset", "download", "image_size", "resize", "workers", "skip_broken", "cache")
+MEASURES = ("recall", "metrics", "skip_single")
+OF_TRAINING_CLASSES = ("no_train_recall", "val_classes")
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -46,15 +55,18 @@ def build_parser():
     group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
-                            "it; with --mode eval and embed the data options (dataset, data, image_size ...), too")
+                            "it; with --mode eval, report and embed the data options (dataset, data, image_size ...), "
+                            "too")
     group.add_argument("--out", type=arguments.path, metavar="PATH",
-                       help="where the result goes. embed: the gallery, .npz, or .npy with a .csv and a .json beside "
-                            "it; search: a picture of what is found, .png or .jpg")
+                       help="where the result goes. report: the directory of report.html, curves.png, gallery.png and "
+                            "map.png; embed: the gallery, .npz, or .npy with a .csv and a .json beside it; search: a "
+                            "picture of what is found, .png or .jpg")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     asymmetric.add_gallery_options(parser)
-    embedding.add_embed_options(parser)
-    search.add_search_options(parser)
+    add_report_options(parser)
+    add_embed_options(parser)
+    add_search_options(parser)
     add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -63,14 +75,10 @@ def build_parser():
 
 
 def measure(command):
-    def check(args, given):
-        modes.refuse_idle(MODES, args, given)
-        asymmetric.check_gallery(args, given)
-
     has_gallery = asymmetric.gallery_of(command.args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_gallery
     # Settle: run.args does not change after this.
-    with settled(command, check, networks, data_options_from="", trains=False) as run:
+    with settled(command, asymmetric.check_gallery, networks, data_options_from="", trains=False) as run:
         projection = asymmetric.open_projection(run)
         # Data.
         data = open_data(run)
@@ -84,13 +92,41 @@ def measure(command):
             evaluate_splits(network, data.evaluation, run.args, run.device, epoch=0, precision=run.precision)
 
 
-def train(command):
+def draw_report(command):
+    args = command.args
+    runs = [] if args.load is None else [os.path.dirname(args.load) or "."]  # the one that made the network
+
     def check(args, given):
-        modes.refuse_idle(MODES, args, given)
-        return check_loss(args, given)
+        asymmetric.check_gallery(args, given)
+        if args.out is None:
+            raise UsageError("--mode report needs --out DIR, the directory of the page")
+        for directory in args.compare or ():
+            if read_log(directory) is None:
+                raise UsageError("--compare {}: there is no log.jsonl of a run".format(directory))
 
     # Settle: run.args does not change after this.
-    with settled(command, check, NETWORKS) as run:
+    has_other = asymmetric.gallery_of(args) is not None
+    networks = NETWORKS + [asymmetric.GALLERY] * has_other
+    with held_directory(args.out if ranks.is_first() else None, "--out"), settled(
+            command, check, networks, data_options_from="", trains=False) as run:
+        # Data.
+        data = open_data(run, wanted=("test",))
+        # Networks: each searches in what it has embedded itself.
+        paths = [run.args.load or run.args.base] + [asymmetric.gallery_of(run.args)] * has_other
+        shown = []
+        for (_, prefix), path, name in zip(networks, paths, short_names(paths)):
+            network, kept = for_evaluation(run, open_network(run, prefix)), {}
+            found = evaluate_splits(network, data.evaluation, run.args, run.device, 0, run.precision, kept)
+            shown.append(Shown(name, path, describe_network(run.args, prefix), kept["test"], titled(found["test"])))
+        # Draw.
+        if ranks.is_first():
+            write_report(run.args.out, shown, read_logs(runs + (run.args.compare or [])),
+                         ["python3", command.script] + command.words, run.args.seed, *runs)
+
+
+def train(command):
+    # Settle: run.args does not change after this.
+    with settled(command, check_loss, NETWORKS) as run:
         # Data.
         data = open_data(run)
         # Network.
@@ -107,63 +143,31 @@ def train(command):
             return {args.loss: criterion(embeddings, numbers[labels])}
 
         best = ("Best Recall@{}".format(args.recall[0]), "Best", "test")
-        fit(Job(run, data, network, step, printed_bests=[best], criteria={"loss": Trained(criterion, args.proxy_lr)}))
-
-
-def embed(command):
-    def check(args, given):
-        modes.refuse_idle(MODES, args, given)
-        embedding.check_embed(args, given)
-
-    # Settle: run.args does not change after this.
-    with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
-        # Data.
-        pictures, skipped = parts.open_parts(run.args)
-        # Network.
-        network = open_network(run)
-        about = embedding.described(run, network)
-        # Embed.
-        embedding.write_embeddings(run, for_evaluation(run, network), about, pictures, skipped)
-
-
-def find(command):
-    def check(args, given):
-        modes.refuse_idle(MODES, args, given)
-        search.check_search(args, given, gallery)
-
-    with search.answer_alone(command.args.json) as out:
-        command, gallery = search.open_gallery(command)
-        has_queries, count = command.args.query is not None, None
-        # Settle: run.args does not change after this.
-        with settled(command, check, NETWORKS * has_queries, trains=False) as run:
-            if has_queries:
-                # Data.
-                queries = search.open_queries(run.args)
-                # Network.
-                network = open_network(run)
-                space = spaces.common_space(run, network, gallery)
-                # Search.
-                found = search.search(run, for_evaluation(run, network), space, gallery, queries)
-            else:
-                found, count = search.duplicates(run.args, gallery)
-            search.tell(run.args, found, count, out)
-            if run.args.out:
-                draw_found(*search.to_draw(found), run.args.out)
+        embedded = fit(Job(run, data, network, step, printed_bests=[best],
+                           criteria={"loss": Trained(criterion, args.proxy_lr)}))
+        # See.
+        if run.record.writes:
+            leave_pictures(args.save_dir, embedded, args.seed)
 
 
 # One more mode is one row.
 MODES = {
-    "train": modes.Mode("train a network", train, TRAINING_ONLY + MEASURING + DATA),
-    "eval": modes.Mode("measure Recall@K only", measure, MEASURING + DATA + asymmetric.OPTIONS),
-    "embed": modes.Mode("write the embeddings of all pictures to a file, a gallery", embed,
-                        DATA + embedding.OPTIONS + ("out", "overwrite")),
-    "search": modes.Mode("find the nearest of a gallery, or near-duplicates in it", find, search.OPTIONS + ("out",)),
+    "train": modes.Mode("train a network", train, TRAINING_ONLY + DATA + MEASURES + OF_TRAINING_CLASSES),
+    "eval": modes.Mode("measure Recall@K only", measure,
+                       DATA + MEASURES + OF_TRAINING_CLASSES + asymmetric.OPTIONS),
+    "report": modes.Mode("write a page about what a network finds (docs/report.md)", draw_report,
+                         DATA + MEASURES + asymmetric.OF_TWO_NETWORKS + REPORT_OPTIONS + ("out",)),
+    "embed": modes.Mode("write the embeddings of all pictures to a file, a gallery (docs/search.md)", embed,
+                        DATA + EMBED_OPTIONS + ("out", "overwrite")),
+    "search": modes.Mode("find the nearest of a gallery, or near-duplicates in it",
+                         functools.partial(find, draw=draw_found), SEARCH_OPTIONS + ("out",)),
 }
 
 
 def main(argv=None):
     def run_command():
         command = parse_with_recipe(build_parser(), argv)
+        modes.refuse_idle(MODES, command)
         return MODES[command.args.mode].run(command)
 
     return run_script("run.py", run_command)

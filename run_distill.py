@@ -32,6 +32,7 @@ from engine.terms import (ON_EMBEDDINGS, ON_LABELS, ON_LAST_STAGE, ON_PROJECTED,
                           add_term_options, check_terms, chosen, needing, outputs, shapes_of)
 from metric import loss as losses
 from metric.pairsampler import SAMPLER_HELP, SAMPLERS
+from report import leave_pictures
 
 # One more term is one row.
 TERMS = [
@@ -171,7 +172,10 @@ def train(command):
         if args.diagnose:
             diagnose(job, teacher, {term.name: getattr(args, term.name + "_ratio") for term in terms})
         else:
-            fit(job)
+            embedded = fit(job)
+            # See.
+            if run.record.writes:
+                leave_pictures(args.save_dir, embedded, args.seed)
 
 
 def main(argv=None):

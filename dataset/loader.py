@@ -186,12 +186,13 @@ class EvaluationLoader:
 
     Attributes:
         count: pictures in the span. total: pictures in ``dataset``. batch_size: as given.
-        span: as given; (0, total) for None. gallery: as given.
+        span: as given; (0, total) for None. gallery: as given. images: ``dataset``.
     """
 
     def __init__(self, dataset, batch_size, image_size, workers=0, pin_memory=False, pictures=None, span=None,
                  crops=None, gallery=None):
         self.gallery = gallery
+        self.images = dataset
         self.total = len(dataset)
         self.span = (0, self.total) if span is None else span
         self.count = self.span[1] - self.span[0]

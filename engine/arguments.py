@@ -8,10 +8,10 @@ import sys
 from engine.errors import UsageError
 from model import WeightsError, find_backbone, own_name
 
-Command = collections.namedtuple("Command", "script args given defaults excused")
+Command = collections.namedtuple("Command", "script args given defaults excused words")
 Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, by
-itself or in its --recipe, {name: value} of all that it would be without any, and the names of those given that may do
-nothing: they are in a recipe."""
+itself or in its --recipe, {name: value} of all that it would be without any, the names of those given that may do
+nothing (they are in a recipe), and the words of the command line behind the script."""
 
 
 def _number(kind, accept, description):
@@ -92,11 +92,11 @@ def new_parser(program, description):
 
 def parse(parser, argv=None):
     """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser of a script."""
-    args = parser.parse_args(argv)
-    typed = {word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)}
+    args, words = parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv)
+    typed = {word.split("=")[0] for word in words}
     return Command(parser.prog, args, {action.dest for action in parser._actions
                                        if typed & set(action.option_strings)},
-                   {name: parser.get_default(name) for name in vars(args)}, set())
+                   {name: parser.get_default(name) for name in vars(args)}, set(), words)
 
 
 def refuse_idle(given, names, reason):

@@ -20,21 +20,22 @@ from model import WeightsError, check_finite, find_backbone, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
 SPACE_TERMS = ("regression_ratio", "csd_ratio")  # those that make the student's space the teacher's
-OPTIONS = ("gallery_load", "gallery_pretrained", "projection_load") + tuple(
-    "gallery_" + name for name in NETWORK_OPTIONS)
+OF_TWO_NETWORKS = ("gallery_load", "gallery_pretrained") + tuple("gallery_" + name for name in NETWORK_OPTIONS)
+OPTIONS = OF_TWO_NETWORKS + ("projection_load",)
 
 
 def add_gallery_options(parser):
-    group = options.add_network_options(parser, "asymmetric evaluation: the gallery's network (--mode eval)",
-                                        "gallery_")
+    group = options.add_network_options(parser, "asymmetric evaluation: the gallery's network (--mode eval); the other "
+                                        "network (--mode report)", "gallery_")
     group.add_argument("--gallery_load", type=arguments.path, metavar="PATH",
                        help="the network of --load, a student, embeds the queries, and this one, its teacher, what "
                             "they search in. That works for students distilled with {}, which learn the teacher's "
                             "space ([teacher's space] in run_distill.py --help). All other terms compare relations or "
                             "maps (RKD, DarkRank, PKT, similarity KL, relaxed contrastive, attention transfer, FitNet, "
                             "triplet) and leave the student's space its own: about what chance gives. What you don't "
-                            "give of the network is taken from the file and from the config.json beside it".format(
-                                in_words()))
+                            "give of the network is taken from the file and from the config.json beside it. With "
+                            "--mode report: another network, shown beside that of --load; each searches in what it "
+                            "has embedded itself, so any two will do".format(in_words()))
     group.add_argument("--gallery_pretrained", type=arguments.path, metavar="imagenet|FILE",
                        help="a teacher that needed no training, instead of --gallery_load: weights of its backbone, as "
                             "for --pretrained, with --gallery_embedding_size 0")

@@ -27,8 +27,8 @@ training: what draws crops -> an ``EvaluationLoader`` of the training set with t
 """
 
 
-def open_data(run):
-    """Return the ``Data`` of a ``settle.Run``.
+def open_data(run, wanted=("train", "test")):
+    """Return the ``Data`` of a ``settle.Run``; wanted: the splits that are measured, beside that of --val_classes.
 
     Raises:
         DatasetError: pictures that are missing or can't be read.
@@ -38,8 +38,8 @@ def open_data(run):
     splits = ranks.machine_by_machine(lambda: load_splits(
         args.dataset, args.data, args.download, test_alone=not run.trains,
         unlabelled=getattr(args, "unlabelled", None)))
-    measured = [split for split, images in splits.items() if split == "test"
-                or split == "train" and images.has_labels and not args.no_train_recall]
+    measured = [split for split, images in splits.items() if split in wanted and (split == "test"
+                or split == "train" and images.has_labels and not args.no_train_recall)]
     # With --val_classes, too, the training set is opened as a whole: runs with and without them share its cache.
     used = {split: splits[split] for split in splits
             if run.trains or split in measured or split == "gallery" or split == "train" and args.val_classes}

@@ -15,6 +15,10 @@ Measurement = collections.namedtuple("Measurement", "recalls spread more")
 Measurement.__doc__ = """recalls: {K: fraction of queries}; spread: see ``relative_spread``; more: {name of another
 measure, one of ``metric.utils.MEASURES``: value}, but for those that have none because no query has a match."""
 
+Embedded = collections.namedtuple("Embedded", "embeddings labels images gallery")
+Embedded.__doc__ = """A set that was embedded: N x d, and N labels, on the device; its ``ImageSet``; and the
+``Embedded`` that these, as queries, search in (None: each searches all others)."""
+
 # How measures are written where people read; others by their names.
 TITLES = {"map@r": "MAP@R", "r-precision": "R-precision", "mrr": "MRR"}
 
@@ -93,13 +97,14 @@ def measurement(queries, args, gallery=None, paired=False):
 
 
 @deferred_interruptions()
-def evaluate_splits(network, loaders, args, device, epoch, precision=None):
+def evaluate_splits(network, loaders, args, device, epoch, precision=None, keep=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
 
     Args:
         loaders: {split name: loader}, in the order of printing; a loader knows its gallery, if there is one.
         args: the options; ``metrics`` and ``recall`` say what is measured. epoch: for the lines.
         precision: a ``Precision``; None, in training too, for float32: the figures don't depend on a rounding mode.
+        keep: a dict that gets {split name: ``Embedded``}; None keeps nothing.
 
     Raises:
         TrainingError: an embedding is not finite. Others: see ``embed``.
@@ -110,6 +115,9 @@ def evaluate_splits(network, loaders, args, device, epoch, precision=None):
         gallery = None if loader.gallery is None else embed_finite(
             network, loader.gallery, device, "gallery", precision)
         found[split] = measurement(queries, args, gallery)
+        if keep is not None:
+            keep[split] = Embedded(*queries, loader.images, None if gallery is None else Embedded(
+                *gallery, loader.gallery.images, None))
         tell(found[split], split, epoch)
     return found
 

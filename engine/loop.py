@@ -13,6 +13,7 @@ from engine.evaluation import evaluate_splits
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
 from engine.networks import for_evaluation
 from engine.optimisation import Schedule, make_optimizer, parameter_groups
+from engine.tracking import tracked
 from engine.training import Training
 
 # Reading a loss synchronises an accelerator with the CPU, so there it is read now and then; on the CPU it is free.
@@ -41,11 +42,19 @@ def fit(job):
     """Train for ``--epochs``, or for what is left of them; evaluate and record before the first epoch, after each
     ``--eval_every``-th and after the last. The state is written after each, and when a signal stops the run.
 
+    Returns the ``Embedded`` test set as the last network has it, if it was measured here and is to be shown (by the
+    rank that writes); else None.
+
     Raises:
         TrainingError: a loss is not finite. Stopped: a signal came. DatasetError: a picture can't be read.
         LoadingError: no batch comes. WeightsError: the state to go on from is damaged. UsageError: the network has not
         the parts that the options are for.
     """
+    with tracked(job.run.args, job.run.record.writes) as tracker:
+        return _fit(job, tracker)
+
+
+def _fit(job, tracker):
     run, args, record = job.run, job.run.args, job.run.record
     groups = parameter_groups(job.network, args, job.criteria.values())
     optimizer = make_optimizer(groups, args)
@@ -53,8 +62,17 @@ def fit(job):
                         run.device, {name: trained.module for name, trained in job.criteria.items()}, job.kept)
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
 
+    embedded = {}
+
     def evaluate(epoch):
-        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch)
+        keep = embedded if epoch == args.epochs and record.writes else None
+        return evaluate_splits(for_evaluation(run, job.network), job.data.evaluation, args, run.device, epoch, None,
+                               keep)
+
+    def keep(*over):
+        progress = record.keep(*over)
+        tracker.send(record.log[-1])
+        return progress
 
     progress = record.go_on(training)
     if progress.epoch > args.epochs:
@@ -65,16 +83,16 @@ def fit(job):
     try:
         stop_if_interrupted()
         if progress.epoch == 0:
-            progress = record.keep(0, training, evaluate(0))
+            progress = keep(0, training, evaluate(0))
         if progress.epoch > args.epochs and not record.is_measured():  # --epochs is smaller now
             last = progress.epoch - 1
-            progress = record.keep(last, training, evaluate(last), *record.take_back())
+            progress = keep(last, training, evaluate(last), *record.take_back())
         while progress.epoch <= args.epochs:
             epoch = progress.epoch
             train_epoch(training, job.step, job.data.batches, progress, record, args.checkpoint_every)
             figures, speed = _tell(progress)
             is_measured = epoch % args.eval_every == 0 or epoch == args.epochs
-            progress = record.keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
+            progress = keep(epoch, training, evaluate(epoch) if is_measured else None, figures, speed)
             if is_measured:
                 _tell_bests(epoch, bests, record)
     except Stopped as stop:
@@ -92,6 +110,7 @@ def fit(job):
         print("Note: no epoch was better than the untrained network, so best.pth is that one; more --epochs or "
               "another --lr may help", flush=True)
     record.finish([(in_result, split) for _, in_result, split in bests])
+    return embedded.get("test")
 
 
 def _leave(record, training, progress):

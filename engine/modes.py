@@ -16,7 +16,8 @@ def add_mode_option(group, modes, default):
                        help="; ".join("{}: {}".format(name, mode.help) for name, mode in modes.items()))
 
 
-def refuse_idle(modes, args, given):
-    """Refuse options (UsageError) that are given although the mode of ``args`` does not use them."""
-    others = set().union(*(mode.uses for mode in modes.values())).difference(modes[args.mode].uses)
-    arguments.refuse_idle(given, others, "with --mode " + args.mode)
+def refuse_idle(modes, command):
+    """Refuse options (UsageError) that a ``Command`` gives although its mode does not use them."""
+    name = command.args.mode
+    others = set().union(*(mode.uses for mode in modes.values())).difference(modes[name].uses)
+    arguments.refuse_idle(command.given - command.excused, others, "with --mode " + name)

@@ -44,6 +44,11 @@ def describe(options):
     return words + (", L2-normalised" if options["l2normalize"] else ", not L2-normalised")
 
 
+def describe_network(args, prefix=""):
+    """Return in words the network whose options, in ``args``, have this prefix."""
+    return describe({name: getattr(args, prefix + name) for name in NETWORK_OPTIONS})
+
+
 def read_network_file(path, base=None):
     """Return the ``NetworkFile`` at ``path``.
 
@@ -224,7 +229,7 @@ def open_network(run, prefix="", title="Network"):
     # Taken out of the run: its weights need no memory any more.
     network = place(build_network(options, run.files.pop(prefix, None), run.pretrained.get(prefix),
                                   **more), run.device)
-    print("{}: {}".format(title, describe(options)), flush=True)
+    print("{}: {}".format(title, describe_network(run.args, prefix)), flush=True)
     if run.args.compile and not prefix:
         compiled(network)
     return network

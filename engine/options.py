@@ -9,6 +9,7 @@ from engine.arguments import (backbone_name, not_negative_float, not_negative_in
 from engine.errors import UsageError
 from engine.optimisation import MOMENTUM, OPTIMIZERS, SCHEDULES
 from engine.precision import PRECISIONS
+from engine.tracking import TRACKERS
 from metric.utils import MEASURES
 from model import BACKBONES, POOLS
 
@@ -197,13 +198,16 @@ def add_run_options(parser):
                        help="under torchrun: BatchNorm over the whole batch instead of each process's part of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", type=path, metavar="DIR",
-                       help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt and "
-                            "checkpoint.pth there; without it nothing is kept")
+                       help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt, "
+                            "checkpoint.pth, curves.png and gallery.png there; without it nothing is kept")
     group.add_argument("--resume", action="store_true",
                        help="go on with the run in --save_dir from its checkpoint.pth; options that you don't give "
                             "are the run's own. Without a checkpoint.pth the run begins")
     group.add_argument("--checkpoint_every", type=positive_int, metavar="N",
                        help="write checkpoint.pth after every N-th batch of an epoch, too, not only after each epoch")
+    group.add_argument("--log", choices=("none",) + tuple(TRACKERS), default="none",
+                       help="give the figures of log.jsonl to this tracker, too, epoch by epoch (docs/report.md); "
+                            "needs its package and --save_dir")
     group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds; with --mode "
                        "embed, what is at --out, and a part of another job beside it")
 

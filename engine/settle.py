@@ -15,6 +15,7 @@ from engine.networks import (adopt_data, adopt_image_size, adopt_network, check_
 from engine.options import check_batches, check_data, check_shared, check_training
 from engine.precision import resolve_precision
 from engine.rundir import RunRecord, held_directory, saved_run
+from engine.tracking import check_tracker
 from metric.utils import MEASURES
 from model import pretrained_file
 
@@ -58,6 +59,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
         needs_pairs = check(args, checked) and args.views < 2
         if trains:
             check_training(args, checked)
+            check_tracker(args)
             check_batches(args, needs_pairs)
         files = _read_files(args, given, networks, data_options_from, bool(saved))
         check_data(args)

@@ -16,7 +16,7 @@ from metric.rnearest import among_the_r_nearest, count_positives
 from metric.retrieval import (check_searched, checked_ks, hits_at, prepared, rankings_by_definition,
                               recall_by_definition, settled_counts)
 
-__all__ = ["MEASURES", "measures", "measures_by_definition", "queries_without_match"]
+__all__ = ["MEASURES", "measures", "measures_by_definition", "queries_without_match", "ranks_of_first_positives"]
 
 
 def map_at_r(ranking):
@@ -138,3 +138,19 @@ def queries_without_match(labels, gallery_labels=None):
     paired = gallery_labels is None
     searched = (labels if paired else gallery_labels).long().sort()[0]
     return int((count_positives(labels.long(), searched, paired) == 0).sum())
+
+
+@torch.no_grad()
+@full_precision
+def ranks_of_first_positives(embeddings, labels, gallery=None, gallery_labels=None):
+    """The rank of the nearest positive of each query, N integers; 0 for a query without a positive.
+
+    At equal distances negatives come first, so a query is a hit of Recall@K if its rank is from 1 to K. Arguments,
+    memory and errors: see `measures`.
+    """
+    check_searched(embeddings, labels, gallery, gallery_labels, paired=False)
+    searched = prepared(embeddings, labels, gallery, gallery_labels, paired=False)
+    found = (settled_counts(*searched) + 1) * (count_positives(searched[0].labels, searched[1].labels, searched[2]) > 0)
+    ranks = torch.empty_like(found)
+    ranks[labels.long().sort(stable=True)[1]] = found  # they are in the order of their labels
+    return ranks

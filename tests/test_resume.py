@@ -94,11 +94,13 @@ def test_a_config_of_others_is_not_replaced(pictures, tmp_path, capsys):
 def test_overwrite_replaces_the_run(pictures, copy, capsys):
     (copy / "mine.txt").write_text("kept")
     (copy / "skipped.txt").write_text("of the run before")
+    (copy / "gallery.png").write_text("of the run before")
     argv = options_for(pictures, "--epochs", "1", "--iter_per_epoch", "1", "--save_dir", copy, "--overwrite")
     assert refusal(capsys, run.main, argv)[0] == 0
     assert len((copy / "log.jsonl").read_text().splitlines()) == 2
-    assert sorted(content(copy)) == ["best.pth", "checkpoint.pth", "config.json", "last.pth", "log.jsonl", "mine.txt",
-                                     "result.txt", "speed.jsonl"]
+    assert (copy / "gallery.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(content(copy)) == ["best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png",
+                                     "last.pth", "log.jsonl", "mine.txt", "result.txt", "speed.jsonl"]
 
 
 def test_files_of_others_stay(pictures, tmp_path, capsys):

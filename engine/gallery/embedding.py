@@ -16,14 +16,15 @@ from engine.errors import TrainingError, UsageError
 from engine.gallery.arrays import Array
 from engine.gallery.files import ENDINGS, STORES, as_stored, beside, write_gallery
 from engine.gallery.partial import opened_partial
-from engine.gallery.parts import Prefix, texts_of
+from engine.gallery.parts import Prefix, open_parts, texts_of
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
-from engine.networks import NETWORK_OPTIONS
+from engine.networks import NETWORK_OPTIONS, for_evaluation, open_network
+from engine.settle import settled
 from model import digest_of_network
 
 FLUSHED_EVERY = 50  # batches
 
-OPTIONS = ("store",)
+EMBED_OPTIONS = ("store",)
 
 
 def add_embed_options(parser):
@@ -31,6 +32,19 @@ def add_embed_options(parser):
     group.add_argument("--store", choices=tuple(STORES), default="float32",
                        help="numbers of the embeddings; int8: with a scale for each, its largest absolute value / 127")
     return group
+
+
+def embed(command):
+    """Do what ``run.py --mode embed`` is asked for."""
+    # Settle: run.args does not change after this.
+    with settled(command, check_embed, [("load", "")], data_options_from="", trains=False) as run:
+        # Data.
+        pictures, skipped = open_parts(run.args)
+        # Network.
+        network = open_network(run)
+        about = described(run, network)
+        # Embed.
+        write_embeddings(run, for_evaluation(run, network), about, pictures, skipped)
 
 
 def check_embed(args, given):

@@ -17,7 +17,10 @@ from engine.evaluation import embed_finite
 from engine.gallery.embedding import check_one_process, check_trained
 from engine.gallery.files import Gallery
 from engine.gallery.indexes import INDEXES, open_index
+from engine.gallery.spaces import common_space
 from engine.interruption import deferred_interruptions
+from engine.networks import for_evaluation, open_network
+from engine.settle import settled
 from metric.nearest import close_pairs
 
 ALIKE = 0.1  # the distance of --duplicates, on the unit sphere
@@ -25,7 +28,7 @@ SHOWN_PAIRS = 5000
 DRAWN_ROWS = 20
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg")
 
-OPTIONS = ("gallery", "query", "k", "index", "duplicates", "json", "projection_load")
+SEARCH_OPTIONS = ("gallery", "query", "k", "index", "duplicates", "json", "projection_load")
 OF_QUERIES = ("load", "pretrained", "zero_init_residual", "base", "embedding_size", "pool", "l2normalize", "k", "index",
               "projection_load", "truncated", "batch", "precision", "compile")
 
@@ -50,6 +53,35 @@ def add_search_options(parser):
     group.add_argument("--json", action="store_true",
                        help="print one JSON document, and everything else on stderr")
     return group
+
+
+def find(command, draw):
+    """Do what ``run.py --mode search`` is asked for.
+
+    Args:
+        draw: makes the picture of --out, see ``report.found.draw_found``.
+    """
+    def check(args, given):
+        check_search(args, given, gallery)
+
+    with answer_alone(command.args.json) as out:
+        command, gallery = open_gallery(command)
+        has_queries, count = command.args.query is not None, None
+        # Settle: run.args does not change after this.
+        with settled(command, check, [("load", "")] * has_queries, trains=False) as run:
+            if has_queries:
+                # Data.
+                queries = open_queries(run.args)
+                # Network.
+                network = open_network(run)
+                space = common_space(run, network, gallery)
+                # Search.
+                found = search(run, for_evaluation(run, network), space, gallery, queries)
+            else:
+                found, count = duplicates(run.args, gallery)
+            tell(run.args, found, count, out)
+            if run.args.out:
+                draw(*to_draw(found), run.args.out)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped
 PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
 DIAGNOSIS = "diagnose.json"  # what --diagnose found before the run, which begins beside it and keeps it
 CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
+PICTURES = ("curves.png", "gallery.png")  # that report/ leaves at the end of a run
 LOCK = ".lock"
 
 
@@ -73,8 +74,9 @@ def write_tensors(path, value):
 
 
 @contextlib.contextmanager
-def held_directory(path):
-    """Within the block no other run can write to the directory ``path``, which is made if need be; None: no-op.
+def held_directory(path, option="--save_dir"):
+    """Within the block no other run can write to the directory ``path``, which ``option`` gives and which is made if
+    need be; None: no-op.
 
     Temporary files of killed runs are deleted. A directory that was made here and is empty at the end is deleted.
 
@@ -90,13 +92,13 @@ def held_directory(path):
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
-                for name in CONTENT + (CONFIG, DIAGNOSIS):
+                for name in CONTENT + PICTURES + (CONFIG, DIAGNOSIS):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
-                raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "
-                                 "directory of its own".format(path)) from None
+                raise UsageError("{} {}: another run is writing to it; wait for its end, or give this one a "
+                                 "directory of its own".format(option, path)) from None
             except OSError as error:
-                raise UsageError("--save_dir {}: can't be written to ({})".format(path, error.strerror)) from None
+                raise UsageError("{} {}: can't be written to ({})".format(option, path, error.strerror)) from None
             yield
     finally:
         if not was_there:

@@ -15,8 +15,8 @@ from dataset.files import digest_of
 from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.evaluation import TITLES
-from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, DIAGNOSIS, LAST, LOG, RESULT, SKIPPED, SPEED,
-                                 write_json, write_tensors, write_text)
+from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, DIAGNOSIS, LAST, LOG, PICTURES, RESULT, SKIPPED,
+                                 SPEED, write_json, write_tensors, write_text)
 from engine.rundir.paths import absolute, is_path
 from engine.rundir.resume import refuse_other_run
 from engine.rundir.state import VERSION, restore
@@ -125,7 +125,7 @@ class RunRecord:
         """Bring the files to what the state says."""
         self._describe()
         if progress.epoch <= self.options["epochs"] or not self.is_measured():
-            self._remove(RESULT)
+            self._remove(RESULT, *PICTURES)
         self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1,
                           training.beside_weights())
         if not os.path.exists(self._path(BEST)):
@@ -207,7 +207,7 @@ class RunRecord:
         state.update(training.capture())
         write_tensors(self._path(CHECKPOINT), state)
         if not self.owns_directory:  # a run that was there is replaced; this state is the untrained network's
-            self._remove(*(name for name in CONTENT if name not in (CHECKPOINT, SKIPPED)))
+            self._remove(*(name for name in CONTENT + PICTURES if name not in (CHECKPOINT, SKIPPED)))
             self._describe()
             self.owns_directory = True
 

@@ -10,7 +10,7 @@ from engine.rundir.state import read_state
 
 # Sets of options. Commands that differ in these only are for the same run.
 NOT_PART_OF_THE_RUN = {"workers", "threads", "cache", "device", "download", "compile", "checkpoint_every", "resume",
-                       "overwrite", "save_dir", "recipe", "diagnose"}
+                       "overwrite", "save_dir", "recipe", "diagnose", "log"}
 # A run may be made longer or shorter, and files may have moved: that they are the same is seen from their content.
 MAY_CHANGE_ON_RESUME = NOT_PART_OF_THE_RUN | {"epochs", "data", "unlabelled", "teacher_load", "teacher_pretrained"}
 # A run that goes on takes these from the command line or this machine, never from its state.
