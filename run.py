@@ -14,7 +14,7 @@ The same without data, network or accelerator, on birds that are drawn on first 
 """
 import sys
 
-from engine import arguments, asymmetric, modes, options, ranks
+from engine import arguments, asymmetric, export, modes, options, ranks
 from engine.data import open_data
 from engine.errors import run_script
 from engine.evaluation import evaluate_splits
@@ -27,6 +27,7 @@ from engine.settle import settled
 
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
                  "overwrite", "sync_bn", "select") + LOSS_OPTIONS + options.OPTIMISATION
+MEASURING = ("metrics", "no_train_recall", "val_classes", "precision", "compile")  # what training and measuring share
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -37,10 +38,13 @@ def build_parser():
     group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
-                            "it; with --mode eval the data options (dataset, data, image_size ...), too")
+                            "it; with --mode eval and export the data options (dataset, data, image_size ...), too")
+    group.add_argument("--out", type=arguments.path, metavar="PATH",
+                       help="where the result goes. --mode export: the file, .onnx or .pt (TorchScript)")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     asymmetric.add_gallery_options(parser)
+    export.add_export_options(parser)
     add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -68,6 +72,21 @@ def measure(command):
             asymmetric.evaluate_across(run, network, gallery_network, projection, data.evaluation)
         else:
             evaluate_splits(network, data.evaluation, run.args, run.device, epoch=0, precision=run.precision)
+
+
+def ship(command):
+    def check(args, given):
+        modes.refuse_idle(MODES, args, given)
+        export.check_export(args, given)
+
+    # Settle: run.args does not change after this.
+    with settled(command, check, NETWORKS, data_options_from="", trains=False) as run:
+        # Data.
+        data = None if run.args.no_check else open_data(run)
+        # Network.
+        network = open_network(run)
+        # Export.
+        export.export_network(run, network, data)
 
 
 def train(command):
@@ -98,8 +117,9 @@ def train(command):
 
 # One more mode is one row.
 MODES = {
-    "train": modes.Mode("train a network", train, TRAINING_ONLY),
-    "eval": modes.Mode("measure Recall@K only", measure, asymmetric.OPTIONS),
+    "train": modes.Mode("train a network", train, TRAINING_ONLY + MEASURING),
+    "eval": modes.Mode("measure Recall@K only", measure, asymmetric.OPTIONS + MEASURING),
+    "export": modes.Mode("write the network as an ONNX or TorchScript file", ship, export.OPTIONS + ("out",)),
 }
 
 

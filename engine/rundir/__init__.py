@@ -6,10 +6,10 @@
     resume   which run a --save_dir holds: continue it, or refuse to touch it
     record   the run as it grows: bests, the log, weights, result.txt
 """
-from engine.rundir.files import BEST, CONFIG, PROJECTION, held_directory, read_config, read_json
+from engine.rundir.files import BEST, CONFIG, PROJECTION, held_directory, read_config, read_json, write_bytes
 from engine.rundir.paths import equal, found_again
 from engine.rundir.record import RunRecord
 from engine.rundir.resume import NOT_PART_OF_THE_RUN, saved_run
 
 __all__ = ["BEST", "CONFIG", "NOT_PART_OF_THE_RUN", "PROJECTION", "RunRecord", "equal", "found_again", "held_directory",
-           "read_config", "read_json", "saved_run"]
+           "read_config", "read_json", "saved_run", "write_bytes"]

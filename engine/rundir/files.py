@@ -18,7 +18,7 @@ CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a
 LOCK = ".lock"
 
 
-def _write(path, content):
+def write_bytes(path, content):
     """Put bytes at ``path``; TrainingError where the disk refuses, and ``path`` is as it was before."""
     try:
         with replaced_file(path) as file:
@@ -30,7 +30,7 @@ def _write(path, content):
 
 
 def write_text(path, text):
-    _write(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path, value):
@@ -68,7 +68,7 @@ def write_tensors(path, value):
     # By way of memory: a disk that fills up under torch.save's own writer ends the process with torch 1.10.
     content = io.BytesIO()
     torch.save(value, content)
-    _write(path, content.getbuffer())
+    write_bytes(path, content.getbuffer())
 
 
 @contextlib.contextmanager
