@@ -97,8 +97,8 @@ def test_overwrite_replaces_the_run(pictures, copy, capsys):
     argv = options_for(pictures, "--epochs", "1", "--iter_per_epoch", "1", "--save_dir", copy, "--overwrite")
     assert refusal(capsys, run.main, argv)[0] == 0
     assert len((copy / "log.jsonl").read_text().splitlines()) == 2
-    assert sorted(content(copy)) == ["best.pth", "checkpoint.pth", "config.json", "last.pth", "log.jsonl", "mine.txt",
-                                     "result.txt", "speed.jsonl"]
+    assert sorted(content(copy)) == ["README.md", "best.pth", "checkpoint.pth", "config.json", "last.pth", "log.jsonl",
+                                     "mine.txt", "result.txt", "speed.jsonl"]
 
 
 def test_files_of_others_stay(pictures, tmp_path, capsys):

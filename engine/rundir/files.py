@@ -14,6 +14,7 @@ from model import WeightsError
 BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpoint.pth"
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
 PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
+CARD = "README.md"  # a user may have one of his own there, so it doesn't show that a directory holds a run
 CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
 LOCK = ".lock"
 
@@ -89,7 +90,7 @@ def held_directory(path):
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
-                for name in CONTENT + (CONFIG,):
+                for name in CONTENT + (CONFIG, CARD):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
                 raise UsageError("--save_dir {}: another run is writing to it; wait for its end, or give this one a "
