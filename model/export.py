@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ def to_torchscript(network, image_size, notes):
         RuntimeError: the trace holds for one number of pictures only; and what torch raises.
     """
     network, images = _prepared(network, image_size, torch.channels_last)  # half the time of contiguous weights
-    with plain_attention(), torch.no_grad():
+    with plain_attention(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sizes that are constants here, and of TorchScript's age
         traced = torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))
         for count in (1, 3):
             other = _pictures(count, image_size)
@@ -83,8 +85,8 @@ def to_torchscript(network, image_size, notes):
             gap = (traced(other) - expected).norm(dim=1) / expected.norm(dim=1)
             if not gap.max() < TOLERANCE:
                 raise RuntimeError("with {} pictures the trace gives other embeddings".format(count))
-    content = io.BytesIO()
-    torch.jit.save(traced, content, _extra_files={NOTES: json.dumps(notes, sort_keys=True)})
+        content = io.BytesIO()
+        torch.jit.save(traced, content, _extra_files={NOTES: json.dumps(notes, sort_keys=True)})
     return content.getvalue()
 
 
@@ -166,7 +168,9 @@ class ScriptNetwork(nn.Module):
 
     def __init__(self, content, threads):
         super().__init__()
-        self.script = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript's age
+            self.script = torch.jit.load(io.BytesIO(content), map_location="cpu")
 
     def forward(self, images):
         return self.script(images)
