@@ -13,6 +13,11 @@ The same without data, network or accelerator, on birds that are drawn on first 
   python3 run.py --mode train --dataset synthetic --image_size 64 --base resnet18 --pretrained none \
       --embedding_size 512 --sample distance --lr 3e-4 --epochs 8 --iter_per_epoch 40 --save_dir teacher
 
+Look at what a student finds, beside its teacher; write it as a file that needs no PyTorch:
+
+  python3 run.py --mode report --load student/best.pth --gallery_load teacher/best.pth --out looks
+  python3 run.py --mode export --load student/best.pth --out student.onnx
+
 Embed a folder of pictures, and find what looks like others:
 
   python3 run.py --mode embed --load teacher/best.pth --dataset folder --data pictures --out gallery.npz
@@ -26,6 +31,7 @@ from engine import arguments, asymmetric, modes, options, ranks
 from engine.data import open_data
 from engine.errors import UsageError, run_script
 from engine.evaluation import evaluate_splits, titled
+from engine.export import EXPORT_OPTIONS, add_export_options, export
 from engine.gallery.embedding import EMBED_OPTIONS, add_embed_options, embed
 from engine.gallery.search import SEARCH_OPTIONS, add_search_options, find
 from engine.loop import Job, fit
@@ -43,8 +49,9 @@ from report import (Shown, add_report_options, draw_found, leave_pictures, read_
 TRAINING_ONLY = ("num_image_per_class", "crop", "views", "iter_per_epoch", "save_dir", "resume", "checkpoint_every",
                  "overwrite", "sync_bn", "select", "log") + LOSS_OPTIONS + options.OPTIMISATION
 DATA = ("dataset", "download", "image_size", "resize", "workers", "skip_broken", "cache")
-MEASURES = ("recall", "metrics", "skip_single")
+RECALL = ("recall", "skip_single")
 OF_TRAINING_CLASSES = ("no_train_recall", "val_classes")
+ARITHMETIC = ("precision", "compile")
 NETWORKS = [("load", "")]  # the option that names a network's file, and the prefix of that network's options
 
 
@@ -55,18 +62,19 @@ def build_parser():
     group.add_argument("--load", type=arguments.path, metavar="PATH",
                        help="weights of a network to start from or to measure. What you don't give of the network "
                             "(base, embedding size, normalisation) is taken from it and from the config.json beside "
-                            "it; with --mode eval, report and embed the data options (dataset, data, image_size ...), "
-                            "too")
+                            "it; with --mode eval, report, embed and export the data options (dataset, data, "
+                            "image_size ...), too")
     group.add_argument("--out", type=arguments.path, metavar="PATH",
                        help="where the result goes. report: the directory of report.html, curves.png, gallery.png and "
                             "map.png; embed: the gallery, .npz, or .npy with a .csv and a .json beside it; search: a "
-                            "picture of what is found, .png or .jpg")
+                            "picture of what is found, .png or .jpg; export: the file, .onnx or .pt (TorchScript)")
     options.add_data_options(parser)
     options.add_pretrained_options(options.add_network_options(parser, "network"))
     asymmetric.add_gallery_options(parser)
     add_report_options(parser)
     add_embed_options(parser)
     add_search_options(parser)
+    add_export_options(parser)
     add_loss_options(parser)
     options.add_batch_options(parser)
     options.add_training_options(parser, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, epochs=40)
@@ -152,15 +160,19 @@ def train(command):
 
 # One more mode is one row.
 MODES = {
-    "train": modes.Mode("train a network", train, TRAINING_ONLY + DATA + MEASURES + OF_TRAINING_CLASSES),
+    "train": modes.Mode("train a network", train,
+                        TRAINING_ONLY + DATA + RECALL + OF_TRAINING_CLASSES + ARITHMETIC + ("metrics",)),
     "eval": modes.Mode("measure Recall@K only", measure,
-                       DATA + MEASURES + OF_TRAINING_CLASSES + asymmetric.OPTIONS),
+                       DATA + RECALL + OF_TRAINING_CLASSES + ARITHMETIC + ("metrics",) + asymmetric.OPTIONS),
     "report": modes.Mode("write a page about what a network finds (docs/report.md)", draw_report,
-                         DATA + MEASURES + asymmetric.OF_TWO_NETWORKS + REPORT_OPTIONS + ("out",)),
+                         DATA + RECALL + ARITHMETIC + ("metrics",) + asymmetric.OF_TWO_NETWORKS + REPORT_OPTIONS
+                         + ("out",)),
     "embed": modes.Mode("write the embeddings of all pictures to a file, a gallery (docs/search.md)", embed,
-                        DATA + EMBED_OPTIONS + ("out", "overwrite")),
+                        DATA + ARITHMETIC + EMBED_OPTIONS + ("out", "overwrite")),
     "search": modes.Mode("find the nearest of a gallery, or near-duplicates in it",
-                         functools.partial(find, draw=draw_found), SEARCH_OPTIONS + ("out",)),
+                         functools.partial(find, draw=draw_found), ARITHMETIC + SEARCH_OPTIONS + ("out",)),
+    "export": modes.Mode("write the network as an ONNX or TorchScript file (docs/export.md)", export,
+                         DATA + RECALL + EXPORT_OPTIONS + ("out",)),
 }
 
 

@@ -198,8 +198,9 @@ def add_run_options(parser):
                        help="under torchrun: BatchNorm over the whole batch instead of each process's part of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
     group.add_argument("--save_dir", type=path, metavar="DIR",
-                       help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt, "
-                            "checkpoint.pth, curves.png and gallery.png there; without it nothing is kept")
+                       help="keep best.pth, last.pth, config.json, log.jsonl, speed.jsonl, result.txt, curves.png, "
+                            "gallery.png, README.md (a model card; one of your own stays) and checkpoint.pth there; "
+                            "without it nothing is kept")
     group.add_argument("--resume", action="store_true",
                        help="go on with the run in --save_dir from its checkpoint.pth; options that you don't give "
                             "are the run's own. Without a checkpoint.pth the run begins")

@@ -65,7 +65,8 @@ def settled(command, check, networks, data_options_from=None, trains=True):
         check_data(args)
         check_networks(args, [prefix for _, prefix in networks])
         args = collections.namedtuple("Options", sorted(vars(args)))(**vars(args))
-        record = RunRecord(command.script, args._asdict(), saved, _files(networks)) if trains else None
+        record = RunRecord(command.script, args._asdict(), saved, _files(networks),
+                           command.defaults) if trains else None
         is_resumed = saved is not None
         del saved  # the record lets go of it, too, when it is restored
         device, precision = _start(args, trains)

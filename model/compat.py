@@ -7,6 +7,8 @@ import collections
 import contextlib
 import ctypes
 import importlib
+import importlib.util
+import io
 import os
 import pickle
 import re
@@ -18,12 +20,19 @@ import torch
 
 __all__ = ["import_torchvision", "imagenet_weights_url", "cached_weights_path", "load_tensors", "refused_name",
            "require_float32_products", "autocast", "autocast_off", "gradient_scaler", "fused_option", "compile_network",
-           "keep_freed_memory", "accelerator_rng_state", "set_accelerator_rng_state", "TORCH_VERSION"]
+           "keep_freed_memory", "accelerator_rng_state", "set_accelerator_rng_state", "plain_attention", "export_onnx",
+           "TORCH_VERSION"]
 
 TORCH_VERSION = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
 
 # torch.load(weights_only=True) could be escaped through the old tar format before this version (CVE-2025-32434).
 _WEIGHTS_ONLY_IS_SAFE = (2, 6)
+
+# From here on torch.onnx.export is by default the one that goes by torch.export; it needs the package onnxscript.
+_ONNX_BY_TORCH_EXPORT = (2, 9)
+# torch.export's operators are of this version of ONNX. The older exporter knows it since torch 2.1; before that the
+# newest one that torch 1.10 has, too. onnxruntime takes both.
+_OPSET, _OLDER_OPSET, _OPSET_SINCE = 18, 14, (2, 1)
 
 # Operators that torchvision registers on import even where its compiled part could not be loaded.
 _TORCHVISION_OPERATORS = ("nms", "qnms")
@@ -189,6 +198,43 @@ def set_accelerator_rng_state(state, device):
         torch.cuda.set_rng_state(state, device)
     elif device.type == "mps" and hasattr(torch, "mps"):
         torch.mps.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def plain_attention():
+    """Within the block torch's attention consists of plain operators. Its fused one, for networks that aren't trained,
+    can't be exported: it holds for one number of pictures. torch before 1.12 has only plain ones."""
+    switch = getattr(torch.backends, "mha", None)
+    before = switch and switch.get_fastpath_enabled()
+    try:
+        if switch:
+            switch.set_fastpath_enabled(False)
+        yield
+    finally:
+        if switch:
+            switch.set_fastpath_enabled(before)
+
+
+def export_onnx(network, images, input_name, output_name):
+    """Return ``network`` as an ONNX model, bytes, that takes any number of such ``images``.
+
+    By torch.export where that is torch's own choice and onnxscript is installed; else by the older exporter, which
+    traces. The first one names the lines of Python that each operator came from.
+
+    Raises: what the exporter raises; of many types.
+    """
+    names = {"input_names": [input_name], "output_names": [output_name]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if TORCH_VERSION >= _ONNX_BY_TORCH_EXPORT and importlib.util.find_spec("onnxscript"):
+            program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, opset_version=_OPSET,
+                                        dynamic_shapes=({0: torch.export.Dim("N")},), **names)
+            return program.model_proto.SerializeToString()
+        content = io.BytesIO()
+        torch.onnx.export(network, (images,), content, dynamic_axes={input_name: {0: "N"}, output_name: {0: "N"}},
+                          opset_version=_OPSET if TORCH_VERSION >= _OPSET_SINCE else _OLDER_OPSET,
+                          **({"dynamo": False} if TORCH_VERSION >= (2, 5) else {}), **names)
+        return content.getvalue()
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -102,4 +102,5 @@ def digest_of_network(network):
     """Return a digest of all that decides what a ``LinearEmbedding`` makes of a picture: its weights, and what it notes
     beside them (normalisation, pooling, how pictures are resized)."""
     notes = _notes(network.state_dict(), "")
+    notes.setdefault("resize", "square")  # a network that doesn't say it means this
     return hashlib.sha256((digest_of_weights(network) + json.dumps(notes, sort_keys=True)).encode()).hexdigest()

@@ -213,7 +213,7 @@ class VisionTransformer(TorchvisionBackbone):
 
     def forward(self, images):
         patches = self.network.conv_proj(self.normalize(images)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.network.class_token.expand(len(images), -1, -1), patches], 1)
+        tokens = torch.cat([self.network.class_token.expand(images.shape[0], -1, -1), patches], 1)
         return self.network.encoder(tokens)[:, 0]
 
     def adapted(self, weights):

@@ -223,8 +223,9 @@ def test_only_the_first_rank_prints_and_writes(pair):
     out = [(pair.parent / "out{}".format(rank)).read_text() for rank in range(2)]
     assert "Processes: 2, 2 on this machine (gloo)" in out[0] and out[0].count("[Epoch 3] loss") == 1
     assert out[1] == ""
-    assert sorted(os.listdir(str(pair))) == ["best.pth", "checkpoint.pth", "config.json", "curves.png",
-                                             "gallery.png", "last.pth", "log.jsonl", "result.txt", "speed.jsonl"]
+    assert sorted(os.listdir(str(pair))) == [
+        "README.md", "best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png", "last.pth", "log.jsonl",
+        "result.txt", "speed.jsonl"]
 
 
 def test_the_cache_is_made_once(tmp_path):

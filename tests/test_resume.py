@@ -99,8 +99,9 @@ def test_overwrite_replaces_the_run(pictures, copy, capsys):
     assert refusal(capsys, run.main, argv)[0] == 0
     assert len((copy / "log.jsonl").read_text().splitlines()) == 2
     assert (copy / "gallery.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(content(copy)) == ["best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png",
-                                     "last.pth", "log.jsonl", "mine.txt", "result.txt", "speed.jsonl"]
+    assert sorted(content(copy)) == [
+        "README.md", "best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png", "last.pth", "log.jsonl",
+        "mine.txt", "result.txt", "speed.jsonl"]
 
 
 def test_files_of_others_stay(pictures, tmp_path, capsys):

@@ -15,8 +15,8 @@ from metric.pairsampler import SAMPLERS
 from model import BACKBONES, LinearEmbedding
 from results import failure, read
 
-KEPT = ["best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png", "last.pth", "log.jsonl", "result.txt",
-        "speed.jsonl"]
+KEPT = ["README.md", "best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png", "last.pth", "log.jsonl",
+        "result.txt", "speed.jsonl"]
 
 
 def test_training_prints_and_writes(pictures, tmp_path, capsys):

@@ -15,12 +15,13 @@ BEST, LAST, CONFIG, CHECKPOINT = "best.pth", "last.pth", "config.json", "checkpo
 LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped.txt"
 PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
 DIAGNOSIS = "diagnose.json"  # what --diagnose found before the run, which begins beside it and keeps it
+CARD = "README.md"  # a user may have one of his own there, so it doesn't show that a directory holds a run
 CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
 PICTURES = ("curves.png", "gallery.png")  # that report/ leaves at the end of a run
 LOCK = ".lock"
 
 
-def _write(path, content):
+def write_bytes(path, content):
     """Put bytes at ``path``; TrainingError where the disk refuses, and ``path`` is as it was before."""
     try:
         with replaced_file(path) as file:
@@ -32,7 +33,7 @@ def _write(path, content):
 
 
 def write_text(path, text):
-    _write(path, text.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path, value):
@@ -70,7 +71,7 @@ def write_tensors(path, value):
     # By way of memory: a disk that fills up under torch.save's own writer ends the process with torch 1.10.
     content = io.BytesIO()
     torch.save(value, content)
-    _write(path, content.getbuffer())
+    write_bytes(path, content.getbuffer())
 
 
 @contextlib.contextmanager
@@ -92,7 +93,7 @@ def held_directory(path, option="--save_dir"):
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
-                for name in CONTENT + PICTURES + (CONFIG, DIAGNOSIS):
+                for name in CONTENT + PICTURES + (CONFIG, DIAGNOSIS, CARD):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
                 raise UsageError("{} {}: another run is writing to it; wait for its end, or give this one a "

@@ -15,6 +15,7 @@ from dataset.files import digest_of
 from engine import ranks
 from engine.errors import TrainingError, UsageError
 from engine.evaluation import TITLES
+from engine.rundir.card import card, remove_card, write_card
 from engine.rundir.files import (BEST, CHECKPOINT, CONFIG, CONTENT, DIAGNOSIS, LAST, LOG, PICTURES, RESULT, SKIPPED,
                                  SPEED, write_json, write_tensors, write_text)
 from engine.rundir.paths import absolute, is_path
@@ -32,6 +33,7 @@ class RunRecord:
         saved: the state that the run goes on from, or None.
         networks: {option that may name a network's file: prefix of its options}; the run must not write over such a
             file.
+        defaults: {option: value} of a command without any; for the card.
 
     Attributes:
         best, final: {split: recall}, the best one of all epochs and the last one. The first K of ``--recall`` is what
@@ -46,12 +48,12 @@ class RunRecord:
 
     IN_STATE = ("best", "final", "best_epoch", "untrained")
 
-    def __init__(self, script, options, saved, networks):
+    def __init__(self, script, options, saved, networks, defaults):
         self.save_dir = options["save_dir"]
         self.writes = self.save_dir is not None and ranks.is_first()
         self.k = options["recall"][0]
         self.judge = "val" if options["select"] == "val" else "test"
-        self.script, self.options, self.saved = script, options, saved
+        self.script, self.options, self.saved, self.defaults = script, options, saved, defaults
         self.inputs, self.data, self.skipped = {}, {}, []
         self.best, self.final, self.best_epoch, self.untrained = {}, {}, 0, None
         self.log, self.speed = [], []
@@ -126,6 +128,7 @@ class RunRecord:
         self._describe()
         if progress.epoch <= self.options["epochs"] or not self.is_measured():
             self._remove(RESULT, *PICTURES)
+            remove_card(self.save_dir)
         self._write_files(training.weights() if progress.batch == 0 else None, progress.epoch - 1,
                           training.beside_weights())
         if not os.path.exists(self._path(BEST)):
@@ -208,6 +211,7 @@ class RunRecord:
         write_tensors(self._path(CHECKPOINT), state)
         if not self.owns_directory:  # a run that was there is replaced; this state is the untrained network's
             self._remove(*(name for name in CONTENT + PICTURES if name not in (CHECKPOINT, SKIPPED)))
+            remove_card(self.save_dir)
             self._describe()
             self.owns_directory = True
 
@@ -222,7 +226,7 @@ class RunRecord:
 
     def finish(self, bests):
         """Write ``result.txt``, in percent: the recalls that are called the best, [(name, split)], and the last one of
-        the test set; those of the validation set; the other measures; how the best epoch was selected."""
+        the test set; those of the validation set; the other measures; how the best epoch was selected. And the card."""
         if not self.writes:
             return
         recall = "Recall@{}".format(self.k)
@@ -239,6 +243,7 @@ class RunRecord:
             ["{} {}: {:.4f}\n".format(which, measure, 100 * value) for which, measure, value in lines] + [
                 "Selected by: {}\n".format(self.options["select"]),
                 "Best epoch: {}\n".format(self.best_epoch), "Last epoch: {}\n".format(len(self.log) - 1)]))
+        write_card(self.save_dir, card(self.script, self.options, self.defaults, self.data, self.log, self.best_epoch))
 
     def _write_files(self, weights, epoch, beside):
         """Write what follows from the state after ``epoch``. Without ``weights``, best.pth, what lies beside it ({file:
