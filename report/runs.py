@@ -1,10 +1,10 @@
-"""What a run directory says: the curves in its log.jsonl, the options in its config.json."""
+"""What a run directory says: the curves in its log.jsonl, the options in its config.json, what diagnose.json found."""
 import collections
 import json
 import math
 import os
 
-LOG, CONFIG = "log.jsonl", "config.json"
+LOG, CONFIG, DIAGNOSIS = "log.jsonl", "config.json", "diagnose.json"
 
 Log = collections.namedtuple("Log", "name losses recalls best_epoch k")
 Log.__doc__ = """The curves of a run: its name; {term of the loss: [(epoch, value)]}, "loss" being their sum; {split:
@@ -69,6 +69,29 @@ def _lines(path):
     except (OSError, ValueError):
         pass
     return found
+
+
+def read_diagnosis(directory):
+    """Return (lines in words, {figure: text}, [[term, ratio, share of the loss, share of the gradients]]) of what
+    ``run_distill.py --diagnose`` found before the run in ``directory``; None if there is none that can be read."""
+    try:
+        with open(os.path.join(directory, DIAGNOSIS), encoding="utf-8") as file:
+            found = json.load(file)
+        test = found["test"]
+        figures = {"{}'s Recall@{}".format(who, k): "{:.2f} %".format(100 * value)
+                   for who in ("teacher", "student") for k, value in test[who]["recall"].items()}
+        figures.update(("common among the {} nearest".format(k), "{:.1%}".format(share))
+                       for k, share in test["common_neighbours"].items())
+        figures["linear CKA"] = _figure(test["linear_cka"], "{:.3f}")
+        terms = [[name, "{:g}".format(term["ratio"]), _figure(term["share"], "{:.1%}"),
+                  _figure(term["gradient_share"], "{:.1%}")] for name, term in found["terms"].items()]
+        return list(map(str, found["words"])), figures, terms
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def _figure(value, form):
+    return "-" if value is None else form.format(value)
 
 
 def read_options(directory):

@@ -6,7 +6,7 @@ import shlex
 from dataset.files import replaced_file
 from report import gallery, neighbours, page
 from report.curves import panels, sheet
-from report.runs import read_log, read_options
+from report.runs import read_diagnosis, read_log, read_options
 from report.sections import Findings
 from report.text import escaped
 from report.tiles import Tiles
@@ -32,8 +32,9 @@ def write_report(directory, networks, logs, command, seed=0, run_directory=None)
     tiles = Tiles()
     findings, curves = Findings(networks, tiles, directory, seed), panels(logs)
     title = "What {} finds".format(networks[0].name)
-    sections = [_curves(curves, logs), findings.queries(), findings.maps(), findings.confusions(),
-                findings.distances(), findings.classes()]
+    sections = _before(run_directory) + [
+        _curves(curves, logs), findings.queries(), findings.maps(), findings.confusions(), findings.distances(),
+        findings.classes()]
     content = {PAGE: page.page(title, _head(networks, command, run_directory), sections).encode(),
                GALLERY: _png(findings.queries_in_picture(), SCALE), MAP: _png(findings.maps_in_picture(), SCALE)}
     if curves:
@@ -99,6 +100,18 @@ def _head(networks, command, run_directory):
         parts.append(page.folded("Options of the run that made it, {}".format(script), page.table(
             ["option", "value"], [["--" + name, value] for name, value in sorted(options.items())], words=2)))
     return "".join(parts)
+
+
+def _before(run_directory):
+    """Return the section on the diagnosis of the run, in a list; [] if there was none."""
+    found = read_diagnosis(run_directory) if run_directory else None
+    if found is None:
+        return []
+    lines, figures, terms = found
+    return [page.section("Before training", "before", "".join("<p>{}</p>".format(escaped(line)) for line in lines)
+                         + page.table(["on the test set", ""], figures.items())
+                         + page.table(["loss term", "ratio", "share of the loss", "of the gradients"], terms),
+                         "What run_distill.py --diagnose found.")]
 
 
 def _curves(curves, logs):

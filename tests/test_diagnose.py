@@ -16,6 +16,7 @@ from engine.errors import UsageError
 from engine.verdict import _duration, in_words
 from metric.similarity import common_neighbours, linear_cka
 from model import fused
+from report.runs import read_diagnosis
 from results import answer, assert_same_run, content, failure, read
 from views import VIEWS, kept, network_of
 
@@ -80,6 +81,9 @@ def test_figures_are_those_of_a_training_that_then_begins_there(teacher, picture
         assert "{}: [{:.4f}] test".format(title, 100 * value) in of_teacher
         assert re.search(r"{}\s+{:.2f} ".format(title, 100 * value), out), out
     assert ("Teacher views: about" in out) == bool(more)
+    words, figures, terms = read_diagnosis(str(tmp_path / "run"))  # what a report shows
+    assert words == found["words"] and [name for name, *_ in terms] == ["dist", "angle"]
+    assert figures["teacher's Recall@4"] == "{:.2f} %".format(100 * theirs["recall"]["4"])
 
 
 def test_neighbours_cka_and_gradients_are_those_of_the_networks(teacher, stopped, tmp_path, capsys):

@@ -28,7 +28,7 @@ from processes import ROOT
 from report import axes, curves, maps
 from report.canvas import Canvas
 from report.colours import LIGHT
-from report.runs import read_log, read_logs, short_names
+from report.runs import read_diagnosis, read_log, read_logs, short_names
 from report.sections import Shown
 from report.text import link_to
 from report.tiles import Tiles
@@ -167,6 +167,8 @@ def test_a_log_is_read_though_it_is_damaged(tmp_path):
             ] == short_names([str(tmp_path)])
     (tmp_path / "log.jsonl").write_bytes(b"\xff\xfe")
     assert read_log(str(tmp_path)) is None and read_log(str(tmp_path / "nowhere")) is None
+    (tmp_path / "diagnose.json").write_text('{"test": {"teacher": 3}}')
+    assert read_diagnosis(str(tmp_path)) is None and read_diagnosis(str(tmp_path / "nowhere")) is None
 
 
 def test_names_tell_paths_apart(tmp_path):
