@@ -38,8 +38,9 @@ def needed(package):
     """
     try:
         return importlib.import_module(package)
-    except ImportError:
-        raise MissingPackage("--mode export needs the package {0} here: pip install {0}".format(package)) from None
+    except ImportError as error:
+        raise MissingPackage("--mode export needs the package {} here ({}): pip install {}".format(
+            package, error, package.split(".")[0])) from None
 
 
 def to_onnx(network, image_size, notes):
