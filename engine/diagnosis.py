@@ -21,7 +21,7 @@ from engine.training import Training
 from engine.verdict import in_words, tell_figures
 from metric.similarity import common_neighbours, linear_cka
 
-IDLE = ("resume", "overwrite", "checkpoint_every")  # options of what is kept
+IDLE = ("resume", "overwrite", "checkpoint_every", "log")  # options of what is kept
 NEIGHBOURS = (1, 10)  # how many of them are compared
 
 

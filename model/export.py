@@ -39,7 +39,7 @@ def needed(package):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackage("--mode export needs the package {} here ({}): pip install {}".format(
+        raise MissingPackage("an export needs the package {} here ({}): pip install {}".format(
             package, error, package.split(".")[0])) from None
 
 

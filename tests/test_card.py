@@ -2,10 +2,14 @@
 import json
 import re
 import shlex
+import sys
 import textwrap
+import types
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import run
 import run_distill
@@ -21,7 +25,7 @@ def student(teacher, tmp_path_factory):
     """The --save_dir of a distillation with two measures, and what it printed."""
     directory = tmp_path_factory.mktemp("card") / "student"
     assert run_distill.main(distil_for(teacher, "--dist_ratio", "1", "--angle_ratio", "0.5", "--metrics", "map@r",
-                                       "--recall", "1", "2", "--save_dir", directory)) == 0
+                                       "--recall", "1", "2", "--lr", "0.000123456789", "--save_dir", directory)) == 0
     return directory
 
 
@@ -66,6 +70,21 @@ def test_the_front_matter_is_the_hubs(student):
     assert re.findall("^- (.*)$", front, re.M) == ["image-retrieval", "metric-learning", "knowledge-distillation",
                                                    '"tiny"', "recall"]
     assert "licen" not in text_of(student)
+
+
+def test_the_card_crops_as_the_project_does(student, tmp_path, monkeypatch):
+    """The code for onnxruntime, which gets the crop of a picture from a phone that was held upright."""
+    taken = []
+    session = types.SimpleNamespace(run=lambda _, pictures: taken.append(pictures["pictures"]) or [None])
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=lambda path: session))
+    turned = Image.Exif()
+    turned[0x112] = 6
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 60, 3), np.uint8)).save(
+        str(tmp_path / "picture.png"), exif=turned)
+    path, first = str(tmp_path / "picture.png"), (resized_size(32) - 32) // 2
+    exec(blocks(text_of(student), "python")[1].replace('"picture.jpg"', repr(path)), {})
+    expected = load_resized(path, resized_size(32))[first:first + 32, first:first + 32]
+    assert np.array_equal(taken[0][0].transpose(1, 2, 0), expected)
 
 
 def test_the_python_of_the_card_embeds_a_picture(student, pictures):

@@ -172,21 +172,23 @@ def test_the_same_command_goes_on(weights, pictures, tmp_path, capsys, store, nu
     assert out.read_bytes() == whole.read_bytes() and not (tmp_path / "cut.npz.partial").exists()
 
 
-def test_a_full_disk_leaves_what_was_done(pictures, tmp_path, capsys):
-    out, row = tmp_path / "full.npz", 4 * 512
+@pytest.mark.parametrize("ending", [".npz", ".npy"])
+def test_a_full_disk_leaves_what_was_done(pictures, tmp_path, capsys, ending):
+    out, row = tmp_path / ("full" + ending), 4 * 512
     (tmp_path / "network").mkdir()
     argv = argv_of(save_network(tmp_path / "network" / "best.pth", 512), pictures, out)
     # A disk that takes the first 30 pictures, then one that takes all rows but not the gallery.
-    for limit, words in ((30 * row, "full.npz.partial can't be written (File too large)"),
-                         (36 * row + 64, "full.npz can't be written (File too large)")):
+    for limit, words in ((30 * row, ending + ".partial can't be written (File too large)"),
+                         (36 * row + 64, "can't be written (File too large)")):
         assert complete("run", argv, tmp_path / "out", _limit_files_to, limit) == 1
         last = (tmp_path / "out").read_text().splitlines()[-1]
         assert words in last and last.endswith("make room, and the same command goes on")
-        assert not out.exists() and (tmp_path / "full.npz.partial").exists()
+        assert sorted(os.listdir(str(tmp_path))) == ["full" + ending + ".partial", "network", "out"]
     code, printed, _ = answer(capsys, run.main, argv)
     assert code == 0 and "Goes on: 36 of 36" in printed
     assert "Traceback" not in (tmp_path / "out").read_text()
-    assert sorted(os.listdir(str(tmp_path))) == ["full.npz", "network", "out"]
+    files = ["full.npz"] if ending == ".npz" else ["full.csv", "full.json", "full.npy"]
+    assert sorted(os.listdir(str(tmp_path))) == files + ["network", "out"]
 
 
 def test_a_part_of_another_job_is_not_gone_on_with(weights, own_pictures, tmp_path, capsys):
@@ -215,6 +217,17 @@ def test_a_part_of_another_job_is_not_gone_on_with(weights, own_pictures, tmp_pa
     assert code == 0 and "Goes on" not in printed
     found = Gallery(str(out))
     np.testing.assert_allclose(found[:1].numpy(), embedded(weights, [str(moved / "class00" / "00.png")]), atol=1e-5)
+
+
+def test_a_job_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path):
+    jobs = [({"store": "float32", "width": 2, "network": name}, str, True) for name in "ab"]
+    for job, done in zip(jobs + jobs[:1], (22, None, None)):
+        rows = partial.Partial(str(tmp_path), *job)
+        assert rows.done == 0
+        rows.write(0, {"embeddings": np.zeros((30, 2), np.float32)})
+        if done:
+            rows.flush(done)
+        rows.close()
 
 
 def test_broken_pictures_are_left_out_if_asked_for(weights, own_pictures, tmp_path, capsys):

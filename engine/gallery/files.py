@@ -14,6 +14,7 @@ GALLERY.json, what is in ``about``.
 
 Embeddings are read when they are asked for, a slice at a time, so that a gallery may be larger than the memory.
 """
+import contextlib
 import csv
 import io
 import itertools
@@ -78,17 +79,19 @@ def write_gallery(path, about, arrays, texts):
         return
     scales = arrays["scales"].blocks if "scales" in arrays else ()
     scales = [[repr(float(scale))] for block in scales for scale in block]
-    with replaced_file(beside(path, ".json")) as file:
-        file.write(about.encode() + b"\n")
-    with replaced_file(beside(path, ".csv")) as file:
-        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
+    with contextlib.ExitStack() as whole:  # none replaces what was there before all are written
+        files = rows, table, note = [whole.enter_context(replaced_file(beside(path, ending)))
+                                     for ending in (".npy", ".csv", ".json")]
+        note.write(about.encode() + b"\n")
+        text = io.TextIOWrapper(table, "utf-8", "surrogateescape", newline="", write_through=True)
         lines = csv.writer(text)
         lines.writerow(CSV_COLUMNS + ("scale",) * bool(scales))
         lines.writerows(list(line) + scale for line, scale in zip(
             zip(*(texts[name] for name in TEXTS)), scales or itertools.repeat([])))
         text.detach()
-    with replaced_file(path) as file:
-        write_array(file, arrays["embeddings"])
+        write_array(rows, arrays["embeddings"])
+        for file in files:
+            file.flush()
 
 
 def _texts(lines):

@@ -33,6 +33,9 @@ def _usearch(usearch, queries, gallery, k):
         index.add(np.arange(start, start + len(block)), block)
     found = index.search(queries.numpy(), k)
     shape = len(queries), -1
+    count = int(np.min(found.counts if len(queries) > 1 else len(found)))
+    if count < k:  # what lies beyond is no answer
+        raise ValueError("usearch found only {} of {}; take --index exact".format(count, k))
     return (torch.from_numpy(np.asarray(found.distances).reshape(shape)).clamp_(min=0).sqrt(),
             torch.from_numpy(np.asarray(found.keys).astype(np.int64).reshape(shape)))
 

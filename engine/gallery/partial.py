@@ -13,7 +13,7 @@ import numpy as np
 from dataset.files import locked
 from engine.errors import TrainingError, UsageError
 from engine.gallery.files import STORES
-from engine.rundir.files import read_json, write_json
+from engine.rundir import read_json, write_json
 
 STATE, LOCK = "state.json", ".lock"
 ROWS = 2 ** 14  # read at a time
@@ -50,6 +50,9 @@ class Partial:
                 if not os.path.exists(self._path(name)) or os.path.getsize(
                         self._path(name)) < self.done * self._bytes(name):
                     self.done = 0
+            if not self.done:  # or the rows that come would be taken for those that it speaks of
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(self._path(STATE))
             self._files = {name: open(self._path(name), "r+b" if self.done else "wb") for name in self.kinds}
 
     def _differences(self, state):

@@ -5,6 +5,7 @@ import os
 import shlex
 
 from dataset import DATASETS, resized_size
+from engine.arguments import as_typed
 from engine.evaluation import TITLES
 from engine.rundir.cardtext import HEAD, SELECTED, SHORT_SIDE, USE
 from engine.rundir.files import BEST, CARD, LAST, write_text
@@ -125,8 +126,7 @@ def _command(script, options, defaults):
             continue
         value = _shown(value) if is_path(name, value) else value
         values = value if isinstance(value, list) else [value]
-        words.append("--{} {}".format(name, " ".join(
-            _word(item) for item in values)))
+        words.append("--{} {}".format(name, " ".join(shlex.quote(as_typed(item)) for item in values)))
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) > 96:
@@ -136,14 +136,10 @@ def _command(script, options, defaults):
     return "\n".join(lines)
 
 
-def _word(value):
-    """Return one value of an option as a shell takes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "{:g}".format(value) if isinstance(value, float) else shlex.quote(str(value))
-
-
 def _shown(path):
     """Return a path as seen from the current directory if it lies in it: whoever reads the card has no other."""
-    inside = os.path.relpath(path)
+    try:
+        inside = os.path.relpath(path)
+    except (ValueError, OSError):  # on another drive of Windows; there is no current directory any more
+        return path
     return path if inside.startswith(os.pardir) else inside

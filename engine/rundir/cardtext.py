@@ -52,10 +52,11 @@ Without it, by onnxruntime: `python3 run.py --mode export --load {best_word} --o
 ```python
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 network = onnxruntime.InferenceSession("network.onnx")
-picture = Image.open("picture.jpg").convert("RGB").resize(({side}, {side}), Image.BILINEAR){note}
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
+picture = picture.resize(({side}, {side}), Image.BILINEAR){note}
 picture = np.asarray(picture)[{start}:{end}, {start}:{end}].transpose(2, 0, 1)[None]  # 1 x 3 x {size} x {size}, uint8
 embedding = network.run(["embeddings"], {{"pictures": picture}})[0]  # 1 x d
 ```

@@ -16,8 +16,9 @@ LOG, SPEED, RESULT, SKIPPED = "log.jsonl", "speed.jsonl", "result.txt", "skipped
 PROJECTION = "projection.pth"  # a linear map from a student's space to its teacher's; it belongs to best.pth
 DIAGNOSIS = "diagnose.json"  # what --diagnose found before the run, which begins beside it and keeps it
 CARD = "README.md"  # a user may have one of his own there, so it doesn't show that a directory holds a run
-CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION)  # a directory with one of these holds a run
 PICTURES = ("curves.png", "gallery.png")  # that report/ leaves at the end of a run
+# A directory with one of these holds a run.
+CONTENT = (BEST, LAST, CHECKPOINT, LOG, SPEED, RESULT, SKIPPED, PROJECTION) + PICTURES
 LOCK = ".lock"
 
 
@@ -93,7 +94,7 @@ def held_directory(path, option="--save_dir"):
             try:
                 os.makedirs(path, exist_ok=True)
                 held.enter_context(locked(os.path.join(path, LOCK), wait=False))
-                for name in CONTENT + PICTURES + (CONFIG, DIAGNOSIS, CARD):
+                for name in CONTENT + (CONFIG, DIAGNOSIS, CARD):
                     remove_remains(os.path.join(path, name))
             except BlockingIOError:
                 raise UsageError("{} {}: another run is writing to it; wait for its end, or give this one a "

@@ -210,7 +210,7 @@ class RunRecord:
         state.update(training.capture())
         write_tensors(self._path(CHECKPOINT), state)
         if not self.owns_directory:  # a run that was there is replaced; this state is the untrained network's
-            self._remove(*(name for name in CONTENT + PICTURES if name not in (CHECKPOINT, SKIPPED)))
+            self._remove(*(name for name in CONTENT if name not in (CHECKPOINT, SKIPPED)))
             remove_card(self.save_dir)
             self._describe()
             self.owns_directory = True
