@@ -11,6 +11,7 @@ from engine.arguments import as_typed, refuse_idle
 from engine.asymmetric import trained_with
 from engine.data import open_data
 from engine.errors import TrainingError, UsageError, first_line
+from engine.modes import check_place
 from engine.networks import NETWORK_OPTIONS, OF_ANY_DATA, for_evaluation, open_network
 from engine.parity import BATCHES, embedded, latencies, parity, recalls
 from engine.rundir import write_bytes
@@ -46,8 +47,7 @@ def check_export(args, given):
                                   ((ending, form.runtime) for ending, form in FORMATS.items()))))
     if args.int8 and _ending(args.out) != ".onnx":
         raise UsageError("--int8 is made by onnxruntime; give an --out that ends in .onnx")
-    if not os.path.isdir(os.path.dirname(args.out) or "."):
-        raise UsageError("--out {}: there is no directory {}; make it".format(args.out, os.path.dirname(args.out)))
+    check_place(args.out)
     if os.path.realpath(args.out) == os.path.realpath(args.load):
         raise UsageError("--out {} is the file of --load; give another name".format(args.out))
     if args.no_check:

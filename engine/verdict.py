@@ -74,10 +74,12 @@ def _on_learning(test):
     if 1 - shared < (1 - ALIKE) * (1 - by_chance):
         return ("The student already finds what the teacher finds: {:.0%} of the {} nearest are the same ({}). "
                 "Distilling is not likely to change much".format(shared, k, figures))
-    if teacher - student < max(LITTLE, chance):
-        return ("The teacher is hardly better than the student is already ({}; with {} queries a difference of {:.1%} "
-                "may be chance): there is little to learn from it that this test set would show. They share {:.0%} of "
-                "the {} nearest".format(figures, test["queries"], chance, shared, k))
+    if LITTLE <= teacher - student < chance:
+        return ("With {} queries it can't be told whether the teacher finds more ({}; a difference of {:.1%} may be "
+                "chance). They share {:.0%} of the {} nearest".format(test["queries"], figures, chance, shared, k))
+    if teacher - student < LITTLE:
+        return ("The teacher is hardly better than the student is already ({}): there is little to learn from it that "
+                "this test set would show. They share {:.0%} of the {} nearest".format(figures, shared, k))
     return ("The teacher finds what the student doesn't yet ({}): there is something to learn. As a rule the teacher's "
             "figure is about the most to hope for; whether this student gets there, only training shows".format(
                 figures))

@@ -8,6 +8,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) < 4:
+    sys.exit(__doc__)
 network, (query, *others) = onnxruntime.InferenceSession(sys.argv[1]), sys.argv[2:]
 notes = network.get_modelmeta().custom_metadata_map
 size = int(notes["image_size"])  # what the network sees: the middle of a picture that is resized to ``side``

@@ -39,8 +39,8 @@ def needed(package):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackage("an export needs the package {} here ({}): pip install {}".format(
-            package, error, package.split(".")[0])) from None
+        raise MissingPackage("an export needs the package {} here ({}): pip install onnx onnxscript onnxruntime".format(
+            package, error)) from None
 
 
 def to_onnx(network, image_size, notes):

@@ -254,7 +254,7 @@ def test_broken_pictures_are_left_out_if_asked_for(weights, own_pictures, tmp_pa
     (["--query", "a.png"], "--query does nothing with --mode embed"),
     (["--embedding_size", "6"], "holds a TinyResNet with 5 dimensions"),
     (["--data", "nowhere"], "nowhere: no such folder"),
-    (["--out", "{text}/g.npz"], "g.npz.partial: can't be made or written to (Not a directory)"),
+    (["--out", "{text}/g.npz"], "g.npz: there is no directory "),
 ])
 def test_what_is_refused(weights, pictures, tmp_path, capsys, more, words):
     (tmp_path / "text").write_text("")

@@ -191,14 +191,15 @@ def test_packages_that_are_missing(whole, tmp_path, capsys, monkeypatch, onnxrun
 
     monkeypatch.setattr("model.export.importlib.import_module", import_module)
     monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
-    assert failure(capsys, run.main, argv_for(whole, tmp_path / "a.onnx")).endswith("pip install onnx")
+    advice = ": pip install onnx onnxscript onnxruntime"
+    assert failure(capsys, run.main, argv_for(whole, tmp_path / "a.onnx")).endswith("onnx here (onnx)" + advice)
     missing.clear()
     missing.add("onnxruntime")
     assert failure(capsys, run.main, argv_for(whole, tmp_path / "a.onnx", "--int8")).endswith(
-        "pip install onnxruntime")
+        "onnxruntime here (onnxruntime)" + advice)
     assert not os.listdir(str(tmp_path))
     code, printed, _ = answer(capsys, run.main, argv_for(whole, tmp_path / "a.onnx"))
-    assert code == 0 and "Warning: not compared on pictures: " in printed and "pip install onnxruntime" in printed
+    assert code == 0 and "Warning: not compared on pictures: " in printed and advice in printed
     assert os.listdir(str(tmp_path)) == ["a.onnx"]
 
 

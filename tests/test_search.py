@@ -225,13 +225,16 @@ def test_the_picture_of_what_is_found(pair, pictures, tmp_path, capsys):
                str(tmp_path / "many.png"))
     many = Image.open(str(tmp_path / "many.png"))
     assert many.width > few[0] and many.height > 1.9 * few[1]  # ten in a row, the others below
-    assert (200, 200, 200) in {colour for _, colour in many.getcolors(2 ** 24)}
+    assert (150, 150, 150) in {colour for _, colour in many.getcolors(2 ** 24)}  # a picture that is not there
+    assert "Pictures that could not be opened, and are grey: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--query", "nowhere.png"], "nowhere.png: a picture that can't be read (No such file or directory)"),
+    (["--query", "nowhere.png"], "--query nowhere.png: there is no such file"),
     (["--query", "{text}"], "a picture that can't be read (no picture of a known format)"),
     (["--query", "{picture}", "--k", "37"], "holds only 36 pictures"),
+    (["--query", "."], "--query .: this is no file"),
+    (["--query", "{picture}", "--out", "nowhere/found.png"], "--out nowhere/found.png: there is no directory nowhere"),
     (["--query", "{picture}", "--duplicates"], "one of the two"),
     ([], "one of the two"),
     (["--query", "{picture}", "--recall", "2"], "--recall does nothing with --mode search"),

@@ -18,6 +18,7 @@ from engine.gallery.files import ENDINGS, STORES, as_stored, beside, write_galle
 from engine.gallery.partial import opened_partial
 from engine.gallery.parts import Prefix, open_parts, texts_of
 from engine.interruption import Stopped, deferred_interruptions, stop_if_interrupted, stop_while_waiting
+from engine.modes import check_place
 from engine.networks import NETWORK_OPTIONS, for_evaluation, open_network
 from engine.settle import settled
 from model import digest_of_network
@@ -54,6 +55,7 @@ def check_embed(args, given):
     check_one_process(args)
     if args.out is None or not args.out.endswith(ENDINGS):
         raise UsageError("--mode embed needs --out FILE{}, the gallery to write".format(" or --out FILE".join(ENDINGS)))
+    check_place(args.out)
     endings = (".npz",) if args.out.endswith(".npz") else (".npy", ".csv", ".json")
     there = [path for path in (beside(args.out, ending) for ending in endings) if os.path.exists(path)]
     if there and not args.overwrite:

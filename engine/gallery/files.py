@@ -135,6 +135,8 @@ class Gallery:
 
     def _open(self):
         is_archive = zipfile.is_zipfile(self.path)
+        if self.path.endswith(".npz") and not is_archive:
+            raise ValueError("it is cut short, or no archive of arrays")
         if is_archive:
             with zipfile.ZipFile(self.path) as archive:
                 self.about = json.loads(member_of(archive, self.path, "about")[()].item())

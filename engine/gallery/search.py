@@ -12,6 +12,7 @@ import sys
 
 from dataset import EvaluationLoader, ImageSet, open_pictures, resized_size, shown
 from engine import arguments
+from engine.modes import check_place
 from engine.errors import UsageError
 from engine.evaluation import embed_finite
 from engine.gallery.embedding import check_one_process, check_trained
@@ -43,7 +44,7 @@ def add_search_options(parser):
                             "their folder is now")
     group.add_argument("--query", type=arguments.path, nargs="+", metavar="PICTURE", help="pictures to search for")
     group.add_argument("--k", type=arguments.positive_int, default=10, metavar="K",
-                       help="how many are found for each, nearest first")
+                       help="how many are found for each, nearest first; by default fewer where the gallery is smaller")
     group.add_argument("--index", choices=tuple(INDEXES), default="exact",
                        help="; ".join("{}: {}".format(name, index.help) for name, index in INDEXES.items()))
     group.add_argument("--duplicates", type=arguments.not_negative_float, nargs="?", const=ALIKE, metavar="DISTANCE",
@@ -124,11 +125,18 @@ def check_search(args, given, gallery):
     if args.out is not None and not args.out.lower().endswith(PICTURE_ENDINGS):
         raise UsageError("--out {}: with --mode search this is a picture; its name ends in {}".format(
             args.out, " or ".join(PICTURE_ENDINGS)))
+    check_place(args.out)
     if args.query is None:
         arguments.refuse_idle(given, OF_QUERIES, "with --duplicates")
         return
     check_trained(args)
+    for path in args.query:
+        if not os.path.isfile(path):
+            raise UsageError("--query {}: {}".format(
+                path, "this is no file, but a picture is needed" if os.path.exists(path) else "there is no such file"))
     open_index(args.index)
+    if "k" not in given:
+        args.k = min(args.k, len(gallery))
     if args.k > len(gallery):
         raise UsageError("--k {}: the gallery {} holds only {} picture{}".format(
             args.k, args.gallery, len(gallery), "s" if len(gallery) > 1 else ""))
