@@ -2,7 +2,7 @@
 import collections
 
 from report import gallery, maps, neighbours, page
-from report.canvas import Canvas
+from report.canvas import LETTER, Canvas, fitted
 from report.curves import sheet
 from report.histogram import histogram
 from report.text import breakable, escaped
@@ -10,6 +10,7 @@ from report.text import breakable, escaped
 QUERIES, NEIGHBOURS = 6, 8  # of each kind in the page
 QUERIES_IN_PICTURE = 2  # of each kind in gallery.png
 CONFUSED, WORST_CLASSES, LISTED_CLASSES = 12, 10, 500
+LONGEST_NAME = 48 * LETTER  # of a class beside a pair of pictures: letters of size 1
 
 Shown = collections.namedtuple("Shown", "name path description embedded measures")
 Shown.__doc__ = """A network in a report: what it is called, the path of its file, what it is in words, what it finds
@@ -72,8 +73,10 @@ class Findings:
         drawn = [self._map(number) for number in range(len(self.networks))]
         captions = ["{}: the axes hold {:.0%} and {:.0%} of the variance".format(network.name, *shares)
                     for network, (_, shares) in zip(self.networks, self.components)]
-        words = ("The two directions in which the embeddings vary most (principal components). {} classes that the "
-                 "seed drew are in colour; grey points are other classes.".format(len(self.chosen.classes)))
+        words = "The two directions in which the embeddings vary most (principal components)."
+        if len(self.chosen.classes) < len(set(self.labels.tolist())):
+            words += " {} classes that the seed drew are in colour; grey points are other classes.".format(
+                len(self.chosen.classes))
         key = "".join(entry.svg("A class in colour") for entry in maps.entries(self.chosen, self.items.names))
         return page.section("Map", "map", page.panels(
             [("Map of the embeddings", canvas) for canvas in drawn], captions, "panels wide") +
@@ -101,7 +104,7 @@ class Findings:
                        '</article>'.format(
                            self._tile(self.items.query(one.query)),
                            self._tile(self.items.neighbour(one.neighbour, one.distance, False)),
-                           " and ".join("<b>{}</b>".format(breakable(self.items.names[label]))
+                           " and ".join("<b>{}</b>".format(breakable(fitted(self.items.names[label], 1, LONGEST_NAME)))
                                         for label in one.labels), one.count, one.total) for one in found)
         return page.section("Confusions", "confusions", '<div class="confused">{}</div>'.format(
             body or "<p>There is none.</p>"), "The pairs of classes that are most often confused{}: so many of their "
