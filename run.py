@@ -87,12 +87,13 @@ def measure(command):
     networks = NETWORKS + [asymmetric.GALLERY] * has_gallery
     # Settle: run.args does not change after this.
     with settled(command, asymmetric.check_gallery, networks, data_options_from="", trains=False) as run:
-        projection = asymmetric.open_projection(run)
+        # Networks: first, since they show whether a projection is missing.
+        network = for_evaluation(run, open_network(run))
+        if has_gallery:
+            gallery_network = frozen(run, open_network(run, "gallery_", "Gallery"))
+            projection = asymmetric.open_projection(run, network, gallery_network)
         # Data.
         data = open_data(run)
-        # Networks.
-        network = for_evaluation(run, open_network(run))
-        gallery_network = frozen(run, open_network(run, "gallery_", "Gallery")) if has_gallery else None
         # Measure.
         if has_gallery:
             asymmetric.evaluate_across(run, network, gallery_network, projection, data.evaluation)

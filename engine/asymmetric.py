@@ -16,7 +16,7 @@ from engine.interruption import deferred_interruptions
 from engine.networks import NETWORK_OPTIONS
 from engine.rundir import BEST, PROJECTION, equal, read_config
 from engine.teacher import check_found
-from model import WeightsError, check_finite, find_backbone, read_tensors
+from model import WeightsError, check_finite, read_tensors
 
 GALLERY = ("gallery_load", "gallery_")  # the option that names the network's file, and the prefix of its options
 SPACE_TERMS = ("regression_ratio", "csd_ratio")  # those that make the student's space the teacher's
@@ -62,19 +62,19 @@ def check_gallery(args, given):
         check_found(args, GALLERY[1])
 
 
-def open_projection(run):
+def open_projection(run, network, gallery_network):
     """Return the map that leads from the queries' space to the gallery's, a matrix; None where they are one.
+
+    Args:
+        network: the queries'.
 
     Raises:
         UsageError: it is missing, or doesn't fit. WeightsError: its file can't be used.
     """
     args = run.args
-    if gallery_of(args) is None:
-        return None
-    theirs, ours = (_width(args, prefix) for prefix in (GALLERY[1], ""))
     student = trained_with(args.load)
     _warn_of_other_spaces(args, student)
-    return find_projection(args, student, ours, theirs, gallery_of(args))
+    return find_projection(args, student, network.embedding_size, gallery_network.embedding_size, gallery_of(args))
 
 
 def trained_with(path):
@@ -131,11 +131,6 @@ def _warn_of_other_spaces(args, student):
 
 def in_words():
     return " or ".join("--" + name for name in SPACE_TERMS)
-
-
-def _width(args, prefix):
-    """Return the dimensions of the embeddings of the network whose options have this prefix."""
-    return getattr(args, prefix + "embedding_size") or find_backbone(getattr(args, prefix + "base")).output_size
 
 
 def _read(path):
