@@ -232,6 +232,16 @@ def test_a_run_takes_the_networks_own_size_and_its_files_know_the_network(traine
     assert "Recall@1" in out
 
 
+def test_a_network_as_it_comes_embeds_a_gallery(trained, tmp_path, capsys):
+    gallery = build("test_resnet")
+    torch.save(gallery.network.state_dict(), str(tmp_path / "found.pth"))
+    torch.save({"weight": torch.eye(gallery.output_size, 8)}, str(tmp_path / "projection.pth"))
+    _, out = measured(
+        capsys, trained / "best.pth", "--gallery_base", "timm/test_resnet", "--gallery_embedding_size", "0",
+        "--gallery_pretrained", tmp_path / "found.pth", "--projection_load", tmp_path / "projection.pth")
+    assert "from 8 dimensions to {}".format(gallery.output_size) in out and "For comparison" in out
+
+
 def test_as_safetensors_beside_its_config(trained, pictures, tmp_path, capsys):
     safetensors = pytest.importorskip("safetensors.torch")
     path = str(tmp_path / "best.safetensors")
