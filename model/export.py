@@ -158,6 +158,8 @@ class OnnxNetwork(nn.Module):
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # its errors, not its advice
+        # Its threads would go on spinning behind a call, at the cost of whatever is timed next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def forward(self, images):
