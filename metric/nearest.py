@@ -43,7 +43,8 @@ def _slice(gallery, start, stop, kind):
 @torch.no_grad()
 @full_precision
 def nearest(queries, gallery, k):
-    """The k of a gallery that are nearest to each query, nearest first; of equally near ones the first come first.
+    """The k of a gallery that are nearest to each query, nearest first; of equally near ones the first come first. On
+    the CPU.
 
     Args:
         queries: N x d, floating point; half and bfloat16 are taken as float32.
