@@ -11,7 +11,7 @@ from engine import ranks
 from engine.arguments import refuse_idle
 from engine.device import peak_memory
 from engine.errors import UsageError
-from engine.evaluation import embed_finite, measurement
+from engine.evaluation import embed_set, measured
 from engine.firststeps import Batches, seconds_of_a_step, terms_at_start, undone
 from engine.interruption import deferred_interruptions
 from engine.networks import for_evaluation
@@ -99,12 +99,12 @@ def _measure(run, network, loader, name):
     """Return (embeddings of the queries and, if there is one, of the gallery; {measure: value}; seconds of embedding;
     seconds in all) of the network that is called ``name``."""
     began = time.perf_counter()
-    sides = [embed_finite(network, side, run.device, "{} by the {}".format(what, name), None)
-             for side, what in ((loader, "test set"), (loader.gallery, "gallery")) if side is not None]
+    whole = embed_set(network, loader, run.device, None, "test set by the " + name, "gallery by the " + name)
     embedded = time.perf_counter()
-    found = measurement(sides[0], run.args, *sides[1:])
+    found = measured(whole, run.args)
     figures = dict(found.more, recall={str(k): value for k, value in found.recalls.items()}, spread=found.spread)
-    return [embeddings for embeddings, _ in sides], figures, embedded - began, time.perf_counter() - began
+    sides = [side.embeddings for side in (whole, whole.gallery) if side]
+    return sides, figures, embedded - began, time.perf_counter() - began
 
 
 def _pictures(loader):

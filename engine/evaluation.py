@@ -96,6 +96,21 @@ def measurement(queries, args, gallery=None, paired=False):
                        {name: value for name, value in found.items() if not math.isnan(value)})
 
 
+def embed_set(network, loader, device, precision, name, gallery_name):
+    """Return the ``Embedded`` of a loader's pictures and of the gallery that they search in, if there is one; names and
+    errors as in ``embed_finite``."""
+    gallery = loader.gallery
+    return Embedded(*embed_finite(network, loader, device, name, precision), loader.images, gallery and Embedded(
+        *embed_finite(network, gallery, device, gallery_name, precision), gallery.images, None))
+
+
+def measured(embedded, args):
+    """Return the ``Measurement`` of an ``Embedded``; see ``measurement``."""
+    gallery = embedded.gallery
+    return measurement((embedded.embeddings, embedded.labels), args,
+                       gallery and (gallery.embeddings, gallery.labels))
+
+
 @deferred_interruptions()
 def evaluate_splits(network, loaders, args, device, epoch, precision=None, keep=None):
     """Measure each split, print its lines, and return {split name: Measurement}.
@@ -111,13 +126,10 @@ def evaluate_splits(network, loaders, args, device, epoch, precision=None, keep=
     """
     found = {}
     for split, loader in loaders.items():
-        queries = embed_finite(network, loader, device, "{} set".format(split), precision)
-        gallery = None if loader.gallery is None else embed_finite(
-            network, loader.gallery, device, "gallery", precision)
-        found[split] = measurement(queries, args, gallery)
+        embedded = embed_set(network, loader, device, precision, "{} set".format(split), "gallery")
+        found[split] = measured(embedded, args)
         if keep is not None:
-            keep[split] = Embedded(*queries, loader.images, None if gallery is None else Embedded(
-                *gallery, loader.gallery.images, None))
+            keep[split] = embedded
         tell(found[split], split, epoch)
     return found
 

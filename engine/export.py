@@ -11,9 +11,10 @@ from engine.arguments import as_typed, refuse_idle
 from engine.asymmetric import trained_with
 from engine.data import open_data
 from engine.errors import TrainingError, UsageError, first_line
+from engine.evaluation import embed_set, measured
 from engine.modes import check_place
 from engine.networks import NETWORK_OPTIONS, OF_ANY_DATA, for_evaluation, open_network
-from engine.parity import BATCHES, embedded, latencies, parity, recalls
+from engine.parity import BATCHES, latencies, parity
 from engine.rundir import write_bytes
 from engine.settle import settled
 from model import FORMATS, MissingPackage, OnnxNetwork, WeightsError, digest_of_network, needed, to_int8
@@ -154,16 +155,20 @@ class _Table:
         self.run, self.loader = run, loader
         self.networks, self.sizes, self.recalls, self.parities = {}, {}, {}, {}
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
-        self.expected = embedded(network, loader, run, "PyTorch")
+        self.expected = self._embed("PyTorch", network)
         self._take("PyTorch", network, os.path.getsize(run.args.load), self.expected)
+
+    def _embed(self, name, network):
+        return embed_set(network, self.loader, self.run.device, self.run.precision, "test set by " + name,
+                         "gallery by " + name)
 
     def _take(self, name, network, size, found):
         self.networks[name], self.sizes[name] = network, size
-        self.recalls[name] = recalls(found, self.run.args)
+        self.recalls[name] = measured(found, self.run.args).recalls
 
     def add(self, name, network, size):
         """Compare a network with PyTorch's; print and return the ``Parity``. size: of its file, in bytes."""
-        found = embedded(network, self.loader, self.run, name)
+        found = self._embed(name, network)
         self._take(name, network, size, found)
         self.parities[name] = agreed = parity(self.expected, found)
         print("{} and PyTorch on {} pictures of the test set: largest difference {:.2e} of an embedding's length, "

@@ -61,7 +61,6 @@ def _fit(job, tracker):
     training = Training(job.network, optimizer, Schedule(job.network, optimizer, groups, args), run.precision,
                         run.device, {name: trained.module for name, trained in job.criteria.items()}, job.kept)
     bests = [best for best in job.printed_bests if best[2] in job.data.evaluation]
-
     embedded = {}
 
     def evaluate(epoch):

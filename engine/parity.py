@@ -6,17 +6,12 @@ import time
 
 import torch
 
-from engine.evaluation import embed_finite, measurement
 from engine.interruption import stop_if_interrupted
 from metric.nearest import nearest
 
 BATCHES = (1, 32)  # pictures at once, whose latency is measured
 WARM_UP = 3  # calls that are not timed
 ROUNDS, SECONDS = (5, 200), 8  # of timing: at least and at most so many, and no more of them after so long
-
-Embedded = collections.namedtuple("Embedded", "queries gallery")
-Embedded.__doc__ = """What a network makes of the test set: (embeddings, labels) of the queries, and of the gallery that
-they search in; None: they search in each other."""
 
 Parity = collections.namedtuple("Parity", "difference cosine same count")
 Parity.__doc__ = """How far two networks agree.
@@ -29,24 +24,12 @@ Latency = collections.namedtuple("Latency", "median slow")
 Latency.__doc__ = """Seconds for a batch: the median, and what 95 % of the calls stay below."""
 
 
-def embedded(network, loader, run, name):
-    """Return the ``Embedded`` of a test set; raises as ``embed_finite``. name: of the network, for the bar."""
-    queries = embed_finite(network, loader, run.device, "test set by " + name, run.precision)
-    return Embedded(queries, loader.gallery and embed_finite(
-        network, loader.gallery, run.device, "gallery by " + name, run.precision))
-
-
-def recalls(found, args):
-    """Return {K: Recall@K} of an ``Embedded``."""
-    return measurement(found.queries, args, found.gallery).recalls
-
-
 def parity(expected, found):
-    """Return the ``Parity`` of two ``Embedded`` of the same pictures."""
+    """Return the ``Parity`` of two ``engine.evaluation.Embedded`` of the same pictures."""
     apart, cosines = [], []
-    for there, here in zip(expected, found):
+    for there, here in ((expected, found), (expected.gallery, found.gallery)):
         if there is not None:
-            there, here = there[0].double(), here[0].double()
+            there, here = there.embeddings.double(), here.embeddings.double()
             lengths = there.norm(dim=1).clamp_min(1e-30)
             apart.append(((there - here).norm(dim=1) / lengths).max().item())
             cosines.append(((there * here).sum(1) / lengths / here.norm(dim=1).clamp_min(1e-30)).min().item())
@@ -56,9 +39,9 @@ def parity(expected, found):
 
 def _nearest(found):
     """Return of each query the row of its nearest neighbour: N. The first one of equally near ones."""
-    queries = found.queries[0]
+    queries = found.embeddings
     if found.gallery is not None:
-        return nearest(queries, found.gallery[0], 1)[1][:, 0]
+        return nearest(queries, found.gallery.embeddings, 1)[1][:, 0]
     first, second = nearest(queries, queries, 2)[1].unbind(1)
     return torch.where(first == torch.arange(len(first)), second, first)  # not the query itself
 

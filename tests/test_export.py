@@ -16,6 +16,7 @@ import run
 from conftest import make_pictures
 from dataset import load_resized, load_splits, resized_size
 from engine import export, parity
+from engine.evaluation import Embedded
 from engine.networks import build_network, read_network_file
 from metric.retrieval import recall_by_definition
 from model import FORMATS, LinearEmbedding, compat, digest_of_network, to_torchscript
@@ -240,7 +241,7 @@ def test_parity_by_definition():
             (others[k] - row).pow(2).sum())) for i, row in enumerate(rows)]
 
     for pairs in (((there, None), (here, None)), ((there, gallery), (here, moved))):
-        expected, found = (parity.Embedded((queries, None), None if others is None else (others, None))
+        expected, found = (Embedded(queries, None, None, None if others is None else Embedded(others, None, None, None))
                            for queries, others in pairs)
         agreed = parity.parity(expected, found)
         both = [(a, b) for a, b in zip(*pairs) if a is not None]
