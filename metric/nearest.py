@@ -3,7 +3,7 @@
 A gallery is a matrix, or anything with a length whose slices are matrices: a file that is read block by block. Of a
 distance that comes from a matrix product it is known how much it may be off (see `metric.retrieval`). Whatever that
 leaves open is settled by differences in float64, so that the size of the blocks and the order of a sum change nothing.
-All of it is on the CPU.
+Products are on the device of the queries; differences are on the CPU, since not every accelerator has float64.
 """
 
 import collections
@@ -21,8 +21,8 @@ DISTANCES = 2 ** 22  # from a block to queries, taken at a time: 16 MiB
 SIDE = 2048  # of a square block of distances within a gallery
 
 _Points = collections.namedtuple("_Points", "given moved low high")
-_Points.__doc__ = """Embeddings as they are and seen from an origin, N x d, and of each N: its squared length, less and
-plus what its part of a squared distance may be off."""
+_Points.__doc__ = """Embeddings as they are, N x d, on the CPU; seen from an origin, N x d; and of each N its squared
+length from there, less and plus what its part of a squared distance may be off."""
 
 
 def _points(rows, origin):
@@ -33,57 +33,65 @@ def _points(rows, origin):
     if not bool((squares < number.max / 16).all()):
         raise ValueError("embeddings must be finite, and shorter than {:.0e}".format(math.sqrt(number.max) / 4))
     margin = (squares * number.eps + number.tiny) * 2 * (rows.shape[1] + 16)  # twice that of `metric.retrieval`
-    return _Points(rows, moved, squares - margin, squares + margin)
+    return _Points(rows.cpu(), moved, squares - margin, squares + margin)
 
 
-def _slice(gallery, start, stop, kind):
-    return gallery[start:min(stop, len(gallery))].to(kind)
+def _slice(gallery, start, stop, like):
+    return gallery[start:min(stop, len(gallery))].to(like)
 
 
 @torch.no_grad()
 @full_precision
-def nearest(queries, gallery, k):
-    """The k of a gallery that are nearest to each query, nearest first; of equally near ones the first come first. On
-    the CPU.
+def nearest(queries, gallery, k, own=None):
+    """The k of a gallery that are nearest to each query, nearest first; of equally near ones the first come first.
 
     Args:
         queries: N x d, floating point; half and bfloat16 are taken as float32.
         gallery: M x d, or anything with a length of M whose slices of rows are such matrices; each row is read once.
-        k: from 1 to M.
+        k: from 1 to M; with `own` to M - 1.
+        own: N rows of the gallery, where each query itself is: that one is left out.
 
     Returns:
-        Euclidean distances in float64 and rows of the gallery in int64, both N x k.
+        Euclidean distances in float64 and rows of the gallery in int64, both N x k, on the CPU.
 
     Raises:
-        ValueError: k is not from 1 to M, dimensions disagree, an embedding is not finite or longer than about 1e18.
+        ValueError: k is out of range, dimensions disagree, an embedding is not finite or longer than about 1e18.
     """
     check_embeddings(queries, "queries")
-    if not 1 <= k <= len(gallery):
-        raise ValueError("k must be from 1 to {}, the size of the gallery, got {}".format(len(gallery), k))
-    origin, step = _slice(gallery, 0, 1, queries.dtype), max(1, BLOCK_NUMBERS // queries.shape[1])
+    size = len(gallery) if own is None else len(gallery) - 1
+    if not 1 <= k <= size:
+        raise ValueError("k must be from 1 to {}, the number of embeddings that a query searches, got {}".format(
+            size, k))
+    origin, step = _slice(gallery, 0, 1, queries), max(1, BLOCK_NUMBERS // queries.shape[1])
     if origin.shape[1] != queries.shape[1]:
         raise ValueError("queries have {} dimensions, the gallery {}".format(queries.shape[1], origin.shape[1]))
-    parts = [_points(rows, origin) for rows in queries.split(max(1, DISTANCES // step))]
-    found = [(torch.empty(len(part.given), 0, dtype=torch.float64), torch.empty(len(part.given), 0, dtype=torch.int64))
-             for part in parts]
+    own = torch.full((len(queries),), -1) if own is None else own.cpu()
+    taken = max(1, DISTANCES // step)  # queries at a time
+    parts = [(_points(rows, origin), left_out) for rows, left_out in zip(queries.split(taken), own.split(taken))]
+    found = [(torch.empty(len(left_out), 0, dtype=torch.float64), torch.empty(len(left_out), 0, dtype=torch.int64))
+             for _, left_out in parts]
     for start in range(0, len(gallery), step):
-        block = _points(_slice(gallery, start, start + step, queries.dtype), origin)
-        found = [_with_block(part, known, block, start, k) for part, known in zip(parts, found)]
+        block = _points(_slice(gallery, start, start + step, queries), origin)
+        found = [_with_block(*part, known, block, start, k) for part, known in zip(parts, found)]
     return torch.cat([distances for distances, _ in found]).sqrt(), torch.cat([rows for _, rows in found])
 
 
-def _with_block(queries, known, block, start, k):
+def _with_block(queries, own, known, block, start, k):
     """Return ``known``, squared distances and rows of the nearest so far, with those of a block that are nearer."""
     # Lower bounds of the squared distances, less the queries' own part of them.
     lower = torch.addmm(block.low, queries.moved, block.moved.t(), alpha=-2)
+    itself = ((own >= start) & (own < start + len(block.low))).nonzero().flatten()
+    lower[itself, own[itself] - start] = math.inf
     if known[0].shape[1] == k:
-        limit = known[0][:, -1]
+        limit = known[0][:, -1].to(lower)  # rounded; what may be off by it is within the bounds
     elif len(block.low) >= k:  # the k lowest of them are an upper bound of the k-th distance
         values, column = lower.topk(k, largest=False, sorted=False)
         limit = (values + (block.high - block.low)[column]).max(1)[0] + queries.high
     else:
         limit = torch.full_like(queries.low, math.inf)
-    query, column = (lower <= (limit - queries.low).unsqueeze(1)).nonzero().unbind(1)
+    query, column = (lower <= (limit - queries.low).unsqueeze(1)).nonzero().cpu().unbind(1)
+    other = column + start != own[query]
+    query, column = query[other], column[other]
     if not len(query):
         return known
     counts = query.bincount(minlength=len(lower))
@@ -114,9 +122,9 @@ def close_pairs(gallery, distance, most=5000):
     found = torch.empty(0, dtype=torch.float64), torch.empty(0, 2, dtype=torch.int64)
     origin = gallery[:1]
     for top in range(0, len(gallery), SIDE):
-        rows = _points(_slice(gallery, top, top + SIDE, origin.dtype), origin)
+        rows = _points(_slice(gallery, top, top + SIDE, origin), origin)
         for left in range(top, len(gallery), SIDE):
-            columns = rows if left == top else _points(_slice(gallery, left, left + SIDE, origin.dtype), origin)
+            columns = rows if left == top else _points(_slice(gallery, left, left + SIDE, origin), origin)
             worst = found[0][-1].item() if len(found[0]) == most else math.inf
             surely, distances, pairs = _close(rows, columns, limit, worst, left == top)
             count += surely + len(pairs)
@@ -139,7 +147,7 @@ def _close(rows, columns, limit, worst, is_one):
     upper = lower + (rows.high - rows.low)[row] + (columns.high - columns.low)[column]
     is_open = (upper > limit) | (lower < worst)
     surely = len(row) - int(is_open.sum())
-    row, column = row[is_open], column[is_open]
+    row, column = row[is_open].cpu(), column[is_open].cpu()
     distances = exact(rows.given, row, columns.given, column)
     within = distances <= limit
     return surely, distances[within], torch.stack([row[within], column[within]], 1)

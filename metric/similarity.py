@@ -1,15 +1,13 @@
 """How alike two sets of embeddings of the same pictures are: common neighbours, linear CKA."""
 
-import math
-
 import torch
 
 from metric.contracts import check_embeddings, check_same_device, full_precision
+from metric.nearest import nearest
+from metric.retrieval import scaled
 
 __all__ = ["common_neighbours", "linear_cka"]
 
-# As many queries are taken at a time as have this many distances to the whole gallery: 64 MiB in float32.
-DISTANCES = 2 ** 24
 ROWS = 4096  # of the embeddings are taken at a time in linear_cka
 
 
@@ -21,25 +19,12 @@ def _check_pair(ours, theirs, name=""):
         raise ValueError("both need the same N, got shapes {} and {}".format(tuple(ours.shape), tuple(theirs.shape)))
 
 
-class _Search:
-    """Queries and what they search in; None: all others of them."""
-
-    def __init__(self, queries, gallery):
-        self.searches_others = gallery is None
-        gallery = queries if gallery is None else gallery
-        # Of moderate size and amid the gallery: nothing overflows, and a large common offset costs no digits.
-        largest = gallery.abs().max().clamp(min=torch.finfo(gallery.dtype).tiny)
-        mean = (gallery / largest).mean(0)
-        self.queries, self.gallery = queries / largest - mean, gallery / largest - mean
-        self.squares = self.gallery.pow(2).sum(1)
-
-    def nearest(self, start, stop, k):
-        """Indices of the k nearest of the queries start .. stop, nearest first."""
-        # |q - g|^2 without |q|^2, which is the same for all that a query searches.
-        distance = torch.addmm(self.squares.unsqueeze(0), self.queries[start:stop], self.gallery.t(), alpha=-2)
-        if self.searches_others:
-            distance.diagonal(start).fill_(math.inf)
-        return distance.topk(k, largest=False)[1]
+def _neighbours(queries, gallery, k):
+    """The rows of the k nearest of each query, N x k; gallery None: of all others of the queries."""
+    if gallery is None:
+        queries, = scaled(queries)
+        return nearest(queries, queries, k, own=torch.arange(len(queries)))[1]
+    return nearest(*scaled(queries, gallery), k)[1]
 
 
 @torch.no_grad()
@@ -59,13 +44,14 @@ def common_neighbours(ours, theirs, K=(1, 10), our_gallery=None, their_gallery=N
         our_gallery, their_gallery: M x d and M x the other dimension, what the queries search in; nothing is excluded
             then. None: each query searches all others of the N.
 
-    Memory: a copy of the embeddings and `DISTANCES` distances, never N x N.
+    Memory: copies of the embeddings and what `metric.nearest` takes at a time, never N x N.
 
-    Corner cases: distances are rounded, so of neighbours that are equally far but for the last digits any may come
-    first. Embeddings that have collapsed to one point have no neighbours worth the name; their share means nothing.
+    Corner cases: of equally near neighbours the first ones count. Embeddings that have collapsed to one point have no
+    neighbours worth the name; their share means nothing.
 
     Raises:
-        TypeError, ValueError: types, shapes or devices; a k out of range; one gallery without the other.
+        TypeError, ValueError: types, shapes or devices; a k out of range; one gallery without the other; embeddings
+            that are not finite.
     """
     _check_pair(ours, theirs)
     if (our_gallery is None) != (their_gallery is None):
@@ -76,14 +62,13 @@ def common_neighbours(ours, theirs, K=(1, 10), our_gallery=None, their_gallery=N
     for k in K:
         if not 1 <= k <= size:
             raise ValueError("k = {} needs 1 <= k <= {}, the number of others that a query searches".format(k, size))
-    searches = _Search(ours, our_gallery), _Search(theirs, their_gallery)
-    counts, step = dict.fromkeys(K, 0), max(1, DISTANCES // max(1, size))
-    for start in range(0, len(ours) if counts else 0, step):
-        found = [search.nearest(start, min(start + step, len(ours)), max(K)) for search in searches]
-        for k in counts:
-            both = torch.cat([nearest[:, :k] for nearest in found], 1).sort(1)[0]
-            counts[k] += int((both[:, 1:] == both[:, :-1]).sum())  # each index is at most twice in a row
-    return {k: count / (len(ours) * k) for k, count in counts.items()}
+    if not K:
+        return {}
+    found, shares = [_neighbours(ours, our_gallery, max(K)), _neighbours(theirs, their_gallery, max(K))], {}
+    for k in K:
+        both = torch.cat([rows[:, :k] for rows in found], 1).sort(1)[0]
+        shares[k] = int((both[:, 1:] == both[:, :-1]).sum()) / (len(ours) * k)  # each row is at most twice in a row
+    return shares
 
 
 def _offset(rows, origin):

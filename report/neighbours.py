@@ -7,11 +7,11 @@ import collections
 
 import torch
 
+import metric.nearest
 from metric.measures import ranks_of_first_positives
 
-# As many queries are taken at a time as have this many distances to the whole gallery, and no more than QUERIES.
-DISTANCES, QUERIES = 2 ** 24, 1024
-SPARE = 8  # neighbours beyond k whose distances are taken once more: matrix products may have swapped some
+PAIRS = 1024  # whose distances are taken at a time
+SPARE = 8  # neighbours beyond k, some of which may be as near as the k-th and of another class
 
 Neighbours = collections.namedtuple("Neighbours", "indices distances right")
 Neighbours.__doc__ = """The k nearest of Q queries, nearest first, each Q x k on the CPU: their indices in the gallery,
@@ -24,32 +24,20 @@ other label; and of these the nearest pair: the index of the query, that of its 
 distance."""
 
 
-@torch.no_grad()
 def nearest(embedded, k, which=None):
     """Return the ``Neighbours`` of the queries ``which`` (indices; None: all). There may be fewer than k others."""
-    gallery = embedded.gallery or embedded
-    device, alone = embedded.embeddings.device, embedded.gallery is None
+    gallery, alone = embedded.gallery or embedded, embedded.gallery is None
     which = torch.arange(len(embedded.labels)) if which is None else torch.as_tensor(which)
-    k = min(k, len(gallery.labels) - alone)
-    offset = gallery.embeddings.mean(0)  # amid the embeddings, products keep most digits
-    others = gallery.embeddings - offset
-    squares, parts = others.pow(2).sum(1), []
-    for rows in which.split(max(1, min(QUERIES, DISTANCES // len(others)))):
-        rows = rows.to(device)
-        queries = embedded.embeddings[rows] - offset
-        distance = torch.addmm(squares.unsqueeze(0), queries, others.t(), alpha=-2)  # but for each query's own square
-        if alone:
-            distance[torch.arange(len(rows), device=device), rows] = float("inf")
-        column = distance.topk(min(k + SPARE, len(others) - alone), largest=False)[1]
-        distance = (gallery.embeddings[column] - embedded.embeddings[rows].unsqueeze(1)).norm(dim=2)
-        right = gallery.labels[column] == embedded.labels[rows].unsqueeze(1)
-        found = [column, distance, right.to(torch.uint8)]
-        for key in (0, 2, 1):  # by distance; at equal ones, other classes first, and then in their order
-            order = found[key].sort(dim=1, stable=True)[1]
-            found = [part.gather(1, order) for part in found]
-        parts.append([part[:, :k].cpu() for part in found])
-    indices, distances, right = (torch.cat(part) for part in zip(*parts))
-    return Neighbours(indices, distances, right.bool())
+    size = len(gallery.labels) - alone
+    distances, rows = metric.nearest.nearest(embedded.embeddings[which], gallery.embeddings, min(k + SPARE, size),
+                                             own=which if alone else None)
+    right = gallery.labels.cpu()[rows] == embedded.labels.cpu()[which].unsqueeze(1)
+    found = [rows, distances, right.to(torch.uint8)]
+    for key in (2, 1):  # by distance; at equal ones, other classes first
+        order = found[key].sort(dim=1, stable=True)[1]
+        found = [part.gather(1, order) for part in found]
+    rows, distances, right = (part[:, :min(k, size)] for part in found)
+    return Neighbours(rows, distances, right.bool())
 
 
 def first_right(embedded):
@@ -139,6 +127,6 @@ def sampled_distances(embedded, count, seed):
             keep &= rows != columns
         rows, columns = (side[keep].to(embedded.embeddings.device) for side in (rows, columns))
         parts = [(embedded.embeddings[a] - gallery.embeddings[b]).norm(dim=1).cpu()
-                 for a, b in zip(rows.split(QUERIES), columns.split(QUERIES))]
+                 for a, b in zip(rows.split(PAIRS), columns.split(PAIRS))]
         distances.append(torch.cat(parts))
     return distances

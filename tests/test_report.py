@@ -53,8 +53,7 @@ def drawn(count, seed, dimensions=3):
 
 
 @pytest.mark.parametrize("has_gallery", [False, True])
-def test_neighbours_and_ranks_are_those_of_plain_loops(has_gallery, monkeypatch):
-    monkeypatch.setattr(report.neighbours, "QUERIES", 5)
+def test_neighbours_and_ranks_are_those_of_plain_loops(has_gallery):
     rows, labels = drawn(23, 0)
     gallery = embedded(*drawn(17, 1)) if has_gallery else None
     asked = embedded(rows, labels, gallery)

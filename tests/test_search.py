@@ -55,6 +55,22 @@ def test_the_nearest_are_those_of_the_definition(name, numbers, distances, monke
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("numbers, distances", [(2 ** 19, 2 ** 22), (70, 100)])
+def test_a_query_of_the_gallery_can_be_left_out(name, numbers, distances, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", numbers)
+    monkeypatch.setattr(module, "DISTANCES", distances)
+    gallery = CASES[name][:60]
+    own = torch.tensor([0, 7, 8, 59, 31])
+    for k in (1, 10, 59):
+        found, rows = nearest(gallery[own], gallery, k, own)
+        for query, squares, which in zip(own.tolist(), found ** 2, rows.tolist()):
+            ranking = by_definition(gallery[query].tolist(), gallery.tolist())
+            expected = [pair for pair in ranking if pair[1] != query][:k]
+            assert which == [row for _, row in expected]
+            assert squares.tolist() == pytest.approx([square for square, _ in expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("side", [2048, 64])
 def test_close_pairs_are_those_of_the_definition(name, side, monkeypatch):
     monkeypatch.setattr(module, "SIDE", side)
@@ -77,6 +93,8 @@ def test_what_can_not_be_searched():
                                        (torch.full((1, 3), 1e19), torch.ones(4, 3), 1, "shorter")):
         with pytest.raises(ValueError, match=words):
             nearest(queries, gallery, k)
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        nearest(torch.ones(1, 3), torch.ones(4, 3), 4, torch.tensor([2]))
 
 
 # Whole commands.
