@@ -38,7 +38,6 @@ from engine.loop import Job, fit
 from engine.losses import LOSS_OPTIONS, add_loss_options, build_loss, check_loss, numbers_of
 from engine.networks import describe_network, for_evaluation, for_steps, frozen, open_network
 from engine.optimisation import Trained
-from engine.recipe import parse_with_recipe
 from engine.rundir import held_directory
 from engine.settle import settled
 from report import OPTIONS as REPORT_OPTIONS
@@ -179,8 +178,7 @@ MODES = {
 
 def main(argv=None):
     def run_command():
-        command = parse_with_recipe(build_parser(), argv)
-        modes.refuse_idle(MODES, command)
+        command = modes.parse(build_parser(), MODES, argv)
         return MODES[command.args.mode].run(command)
 
     return run_script("run.py", run_command)

@@ -8,10 +8,11 @@ import sys
 from engine.errors import UsageError
 from model import WeightsError, find_backbone, own_name
 
-Command = collections.namedtuple("Command", "script args given defaults excused words")
+Command = collections.namedtuple("Command", "script args given defaults excused words idle")
 Command.__doc__ = """What was typed: the script's name, all options, the names of those that the command line gives, by
 itself or in its --recipe, {name: value} of all that it would be without any, the names of those given that may do
-nothing (they are in a recipe), and the words of the command line behind the script."""
+nothing (they are in a recipe), the words of the command line behind the script, and the names of the options that do
+nothing in this mode."""
 
 
 def _number(kind, accept, description):
@@ -90,13 +91,27 @@ def new_parser(program, description):
     return _Parser(prog=program, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
+def given_alone(parser, option, argv=None):
+    """Return what ``argv`` (None: of this process) gives as ``option``, whatever stands beside it; None if nothing."""
+    alone = type(parser)(prog=parser.prog, add_help=False, allow_abbrev=False)
+    alone.add_argument(option, dest="value")
+    return alone.parse_known_args(argv)[0].value
+
+
+def hide(parser, names):
+    """Leave these options out of --help."""
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = argparse.SUPPRESS
+
+
 def parse(parser, argv=None):
     """Return the ``Command`` that ``argv`` (None: of this process) gives to the parser of a script."""
     args, words = parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv)
     typed = {word.split("=")[0] for word in words}
     return Command(parser.prog, args, {action.dest for action in parser._actions
                                        if typed & set(action.option_strings)},
-                   {name: parser.get_default(name) for name in vars(args)}, set(), words)
+                   {name: parser.get_default(name) for name in vars(args)}, set(), words, set())
 
 
 def refuse_idle(given, names, reason):

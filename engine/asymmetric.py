@@ -122,11 +122,16 @@ def _warn_of_other_spaces(args, student):
     if "teacher_load" in student and not any(student.get(name) for name in SPACE_TERMS):
         print("Warning: {} was distilled without {}, so its space is its own; about what chance gives is to be "
               "expected".format(args.load, in_words()), flush=True)
-    for kind in ("load", "pretrained"):
-        teacher = student.get("teacher_" + kind)
-        if teacher and not equal("gallery_" + kind, teacher, getattr(args, "gallery_" + kind)):
-            print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
-                args.load, teacher, gallery_of(args)), flush=True)
+    warn_of_another_teacher(args.load, student, gallery_of(args))
+
+
+def warn_of_another_teacher(path, student, gallery):
+    """Warn unless ``gallery``, a network's file or the name of its weights, is the teacher of the student at ``path``.
+    student: what ``trained_with`` gives."""
+    teacher = student.get("teacher_load") or student.get("teacher_pretrained")
+    if teacher and gallery and not equal("teacher_load", teacher, gallery):
+        print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
+            path, teacher, gallery), flush=True)
 
 
 def in_words():

@@ -10,7 +10,6 @@ import torch
 from engine import ranks
 from engine.arguments import refuse_idle
 from engine.device import peak_memory
-from engine.errors import UsageError
 from engine.evaluation import embed_set, measured
 from engine.firststeps import Batches, seconds_of_a_step, terms_at_start, undone
 from engine.interruption import deferred_interruptions
@@ -37,8 +36,7 @@ def add_diagnose_option(parser):
 def check_diagnosis(given):
     """Refuse (UsageError) options that do nothing with --diagnose, and several processes."""
     refuse_idle(given, IDLE, "with --diagnose")
-    if ranks.count() > 1:
-        raise UsageError("--diagnose runs in one process; start it without torchrun")
+    ranks.refuse_several("--diagnose")
 
 
 @deferred_interruptions()

@@ -54,8 +54,9 @@ def check_export(args, given):
     if args.no_check:
         refuse_idle(given, ("int8", "recall", "dataset", "data", "download", "skip_broken", "skip_single", "truncated",
                             "batch", "workers", "cache"), "with --no_check")
-    if args.device not in ("auto", "cpu") or ranks.count() > 1:
-        raise UsageError("--mode export works in one process, on the CPU; leave --device and torchrun out")
+    if args.device not in ("auto", "cpu"):
+        raise UsageError("--mode export works on the CPU; leave --device out")
+    ranks.refuse_several("--mode export")
     for package in FORMATS[_ending(args.out)].packages + ("onnxruntime",) * args.int8:
         needed(package)
     args.device = "cpu"

@@ -4,6 +4,7 @@ import os
 
 from engine import arguments
 from engine.errors import UsageError
+from engine.recipe import parse_with_recipe
 
 Mode = collections.namedtuple("Mode", "help run uses")
 Mode.__doc__ = """One thing that a script does.
@@ -15,14 +16,29 @@ uses: names of the options that it uses, of those that not every mode uses; all 
 
 def add_mode_option(group, modes, default):
     group.add_argument("--mode", choices=tuple(modes), default=default,
-                       help="; ".join("{}: {}".format(name, mode.help) for name, mode in modes.items()))
+                       help="{}. --mode NAME --help shows the options of this mode only".format(
+                           "; ".join("{}: {}".format(name, mode.help) for name, mode in modes.items())))
 
 
-def refuse_idle(modes, command):
-    """Refuse options (UsageError) that a ``Command`` gives although its mode does not use them."""
-    name = command.args.mode
-    others = set().union(*(mode.uses for mode in modes.values())).difference(modes[name].uses)
-    arguments.refuse_idle(command.given - command.excused, others, "with --mode " + name)
+def _idle(modes, name):
+    """Return the names of the options that other modes use, and this one doesn't."""
+    return set().union(*(mode.uses for mode in modes.values())).difference(modes[name].uses)
+
+
+def parse(parser, modes, argv=None):
+    """Return the ``Command`` that ``argv`` (None: of this process) gives, with what its mode doesn't use as ``idle``.
+    --help beside a --mode shows what this one uses.
+
+    Raises:
+        UsageError: an option that the mode doesn't use is given.
+    """
+    name = arguments.given_alone(parser, "--mode", argv)
+    if name in modes:
+        arguments.hide(parser, _idle(modes, name))
+    command = parse_with_recipe(parser, argv)
+    idle = _idle(modes, command.args.mode)
+    arguments.refuse_idle(command.given - command.excused, idle, "with --mode " + command.args.mode)
+    return command._replace(idle=idle)
 
 
 def check_place(path):

@@ -51,6 +51,12 @@ def count():
     return _from_environment("WORLD_SIZE", 1)
 
 
+def refuse_several(what):
+    """Refuse (UsageError) what one process does alone."""
+    if count() > 1:
+        raise UsageError("{} is done by one process; start it without torchrun".format(what))
+
+
 def number():
     """Return the number of this rank, from 0."""
     return _from_environment("RANK", 0)

@@ -69,7 +69,7 @@ def settled(command, check, networks, data_options_from=None, trains=True):
                            command.defaults) if trains else None
         is_resumed = saved is not None
         del saved  # the record lets go of it, too, when it is restored
-        device, precision = _start(args, trains)
+        device, precision = _start(args, command.idle, trains)
         # With --resume the weights of what is trained come from checkpoint.pth; those of a teacher don't.
         begin = [prefix for _, prefix in networks if prefix not in files and (prefix or not is_resumed)]
         pretrained = ranks.machine_by_machine(lambda: {prefix: pretrained_file(
@@ -102,7 +102,7 @@ def _files(networks):
     return dict(networks, **{prefix + "pretrained": prefix for _, prefix in networks if prefix})
 
 
-def _start(args, trains):
+def _start(args, idle, trains):
     """Seed every random source, print what the run will do, and return (device, ``Precision``)."""
     count, least = ranks.count(), 2 if trains and not (args.sync_bn or args.freeze_bn) else 1
     if count > 1 and args.batch < least * count:
@@ -115,7 +115,8 @@ def _start(args, trains):
     precision, precision_why = resolve_precision(args.precision, device, not trains)
     ranks.agree({"--precision": precision.name})
     seed_everything(args.seed)
-    print("Options: {}".format(json.dumps(args._asdict(), sort_keys=True)))
+    used = {name: value for name, value in args._asdict().items() if name not in idle}
+    print("Options: {}".format(json.dumps(used, sort_keys=True)))
     print("Seed: {}".format(args.seed))
     print("Device: {} ({})".format(device, why))
     print("Threads: {}".format(threads))

@@ -62,6 +62,8 @@ def test_a_gallery_holds_each_picture_once_with_all_that_is_known_of_it(weights,
     assert code == 0, errors
     assert "Gallery: {}, 36 pictures, 5 dimensions, float32".format(out) in printed
     assert os.listdir(str(tmp_path)) == ["all.npz"]
+    options = json.loads(printed.split("Options: ")[1].split("\n")[0])
+    assert {"store", "seed", "batch"} <= set(options) and not {"lr", "query", "int8"} & set(options)
     found, samples = np.load(str(out)), []
     for split, images in load_splits("folder", str(pictures)).items():
         names = {label: name for name, label in images.class_to_idx.items()}
@@ -267,5 +269,5 @@ def test_an_untrained_head_and_several_processes_are_refused(pictures, tmp_path,
     alone = argv[:2] + argv[4:]
     assert "a head of 128 dimensions would be untrained" in failure(capsys, run.main, alone)
     monkeypatch.setattr(embedding.ranks, "count", lambda: 2)
-    with pytest.raises(embedding.UsageError, match="one process"):
-        embedding.check_one_process(run.build_parser().parse_args(argv))
+    with pytest.raises(embedding.UsageError, match="--mode embed is done by one process"):
+        embedding.check_embed(run.build_parser().parse_args(argv), {"load"})

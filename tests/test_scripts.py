@@ -246,6 +246,17 @@ def test_help_names_every_default(main, capsys):
     assert "arXiv:1904.05068" in text and "(default: resnet50)" in text and "(default: None)" not in text
 
 
+def test_help_of_a_mode_shows_its_options_and_no_others(capsys):
+    texts = {}
+    for mode in run.MODES:
+        with pytest.raises(SystemExit):
+            run.main(["--help", "--mode=" + mode])
+        texts[mode] = capsys.readouterr().out
+    for mode, text in texts.items():
+        assert ("\n  --margin " in text) == (mode == "train") and ("\n  --query " in text) == (mode == "search")
+        assert "\n  --load " in text and ("\nexport (--mode export):" in text) == (mode == "export")
+
+
 DEFAULTS = {
     run: dict(mode="train", load=None, dataset="cub200", base="resnet50", sample="all", loss="l2_triplet", margin=0.2,
               embedding_size=128, l2normalize=True, lr=1e-5, lr_decay_epochs=[25, 30, 35], lr_decay_gamma=0.5, batch=64,

@@ -52,7 +52,7 @@ def check_embed(args, given):
     """Refuse (UsageError) to embed with an untrained head, with several processes, or without a place for the result.
     Without --cache pictures are decoded as they are needed: most galleries are made once."""
     check_trained(args)
-    check_one_process(args)
+    ranks.refuse_several("--mode embed")
     if args.out is None or not args.out.endswith(ENDINGS):
         raise UsageError("--mode embed needs --out FILE{}, the gallery to write".format(" or --out FILE".join(ENDINGS)))
     check_place(args.out)
@@ -69,11 +69,6 @@ def check_trained(args):
     if args.load is None and args.embedding_size:
         raise UsageError("give --load FILE, a trained network; with --pretrained alone a head of {} dimensions would "
                          "be untrained: add --embedding_size 0".format(args.embedding_size))
-
-
-def check_one_process(args):
-    if ranks.count() > 1:
-        raise UsageError("--mode {} is done by one process; start it without torchrun".format(args.mode))
 
 
 def described(run, network):

@@ -11,15 +11,15 @@ import os
 import sys
 
 from dataset import EvaluationLoader, ImageSet, open_pictures, resized_size, shown
-from engine import arguments
-from engine.modes import check_place
+from engine import arguments, ranks
 from engine.errors import UsageError
 from engine.evaluation import embed_finite
-from engine.gallery.embedding import check_one_process, check_trained
+from engine.gallery.embedding import check_trained
 from engine.gallery.files import Gallery
 from engine.gallery.indexes import INDEXES, open_index
 from engine.gallery.spaces import common_space
 from engine.interruption import deferred_interruptions
+from engine.modes import check_place
 from engine.networks import for_evaluation, open_network
 from engine.settle import settled
 from metric.nearest import close_pairs
@@ -117,7 +117,7 @@ def open_gallery(command):
 
 def check_search(args, given, gallery):
     """Refuse (UsageError) options that don't fit together, or more neighbours than the gallery holds."""
-    check_one_process(args)
+    ranks.refuse_several("--mode search")
     if (args.query is None) == (args.duplicates is None):
         raise UsageError("--mode search needs --query PICTURE ... or --duplicates, one of the two")
     if not len(gallery):

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from engine import asymmetric
 from engine.errors import UsageError
 from engine.networks import NETWORK_OPTIONS, describe
-from engine.rundir import equal
 from model import digest_of_network
 
 DIGITS = 12  # of a digest, in a message
@@ -54,10 +53,7 @@ def common_space(run, network, gallery):
     print("Note: the gallery was made by another network, {}; this one, {}, searches in it as its student{}. Both "
           "sides are L2-normalised".format(theirs, ours, "" if matrix is None else ", through the projection"),
           flush=True)
-    teacher = student.get("teacher_load") or student.get("teacher_pretrained")
-    if teacher and about.get("load") and not equal("teacher_load", teacher, about["load"]):
-        print("Warning: the teacher of {} was {}, not {}; other networks have other spaces".format(
-            args.load, teacher, about["load"]), flush=True)
+    asymmetric.warn_of_another_teacher(args.load, student, about.get("load"))
     return (lambda queries: F.normalize(queries if matrix is None else F.linear(queries, matrix))), _Unit(gallery)
 
 
