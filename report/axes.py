@@ -41,6 +41,9 @@ def panel(title, curves, x_label, whole_x=False, filled=False, named=True):
             canvas.area([(points[0][0], box.bottom)] + points + [(points[-1][0], box.bottom)], curve.colour, 0.25)
         if len(points) == 1:
             canvas.marker("disc", *points[0], 3, curve.colour)
+        if box.x_from == box.x_to:  # no curve yet: the number says more than its place
+            x, y = points[0]
+            canvas.text(x + 8, y + 4, "{:.4g}".format(curve.points[0][1]), SIZE)
         canvas.line(points, curve.colour, 2, curve.dash)
         for x, y in curve.points:
             if x == curve.mark:
@@ -73,7 +76,8 @@ class _Box:
         self.y_from, self.y_to = self.y_ticks[0], self.y_ticks[-1]
 
     def at(self, x, y):
-        across = (x - self.x_from) / ((self.x_to - self.x_from) or 1)
+        width = self.x_to - self.x_from
+        across = (x - self.x_from) / width if width else 0.5
         up = (y - self.y_from) / ((self.y_to - self.y_from) or 1)
         return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
 

@@ -53,20 +53,30 @@ def principal_components(embeddings, count=2):
             torch.cat([variances / total.trace().clamp(min=1e-300), found.new_zeros(missing)]).tolist())
 
 
-def draw_map(points, labels, chosen, picture):
+def _scaled(points):
+    """Return points, N x 2, so that the longer side of what they fill is as long as a map has room for, and the lengths
+    of both sides."""
+    low, spread = points.min(0)[0], (points.max(0)[0] - points.min(0)[0]).clamp_(min=1e-12)
+    scale = (SIDE - 2 * EDGE) / spread.max()
+    return scale * (points - low), scale * spread
+
+
+def height_of(points, chosen):
+    """Return the height of the map that ``draw_map`` makes of these."""
+    return max(LEAST_HEIGHT, float(_scaled(points[chosen.points])[1][1]) + 2 * EDGE)
+
+
+def draw_map(points, labels, chosen, picture, height):
     """Return a ``Canvas`` with a map.
 
     Args:
-        points: N x 2. labels: N. chosen: a ``Chosen``. picture: index -> a square PIL image.
+        points: N x 2. labels: N. chosen: a ``Chosen``. picture: index -> a square PIL image. height: of the map, at
+            least ``height_of`` it; beside another map that of the higher one.
     """
-    shown = points[chosen.points]
-    low, spread = shown.min(0)[0], (shown.max(0)[0] - shown.min(0)[0]).clamp_(min=1e-12)
-    scale = float((SIDE - 2 * EDGE) / spread.max())
-    height = max(LEAST_HEIGHT, float(spread[1]) * scale + 2 * EDGE)
+    shown, sides = _scaled(points[chosen.points])
     canvas = Canvas(SIDE, height)
-    middle = torch.tensor([SIDE, height], dtype=torch.float64) / 2 - scale * spread / 2
-    places = {index: (float(x), float(height - y)) for index, (x, y) in zip(
-        chosen.points, (scale * (shown - low) + middle).tolist())}
+    shown = shown + (torch.tensor([SIDE, height], dtype=torch.float64) - sides) / 2  # in the middle
+    places = {index: (x, height - y) for index, (x, y) in zip(chosen.points, shown.tolist())}
     colours = {label: number for number, label in enumerate(chosen.classes)}
     canvas.frame(0.5, 0.5, SIDE - 1, height - 1, "grid")
     labels = labels.tolist()

@@ -34,6 +34,7 @@ class Findings:
         self.rows = self._rows()
         self.chosen = maps.choose(self.labels, seed)
         self.components = [maps.principal_components(network.embedded.embeddings) for network in networks]
+        self.map_height = max(maps.height_of(points, self.chosen) for points, _ in self.components)
 
     def _rows(self):
         """Return [(title, [``Row``])]: the worst queries, some that are drawn, the best."""
@@ -84,7 +85,7 @@ class Findings:
 
     def _map(self, number):
         return maps.draw_map(self.components[number][0], self.labels, self.chosen, lambda index: self.tiles.tile(
-            self.embedded.images.samples[index][0]))
+            self.embedded.images.samples[index][0]), self.map_height)
 
     def maps_in_picture(self):
         parts = []

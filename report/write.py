@@ -89,10 +89,10 @@ def _write(directory, name, content):
 
 def _head(networks, command, run_directory):
     """Return what stands above the sections: the networks and their measures, the command, the options of the run."""
-    measures = [[network.path, network.description] + ["{:.2f}".format(100 * value)
-                                                       for value in network.measures.values()] for network in networks]
-    head = ["network", "what it is"] + ["{}, %".format(name) for name in networks[0].measures]
-    parts = [page.table(head, measures, words=2),
+    rows = [["what it is"] + [network.description for network in networks]] + [
+        ["{}, %".format(name)] + ["{:.2f}".format(100 * network.measures[name]) for network in networks]
+        for name in networks[0].measures]
+    parts = [page.table(["network"] + [network.path for network in networks], rows),
              "<p>Of {:,} pictures of the test set.</p>".format(len(networks[0].embedded.labels)),
              "<pre>{}</pre>".format(escaped(" ".join(map(shlex.quote, command))))]
     script, options = read_options(run_directory) if run_directory else (None, {})

@@ -116,6 +116,17 @@ def test_principal_components_are_numpys_and_keep_their_sign():
     assert line.tolist() == [[-0.5, 0.0], [0.5, 0.0]] and shares == [1.0, 0.0]
 
 
+def test_maps_of_two_networks_are_of_one_height():
+    wide, high = (torch.tensor(points, dtype=torch.float64) for points in (
+        [[0, 0], [1, 0.1], [2, 0.2]], [[0, 0], [1, 3], [0.1, 2]]))
+    chosen = maps.Chosen([0], [0, 1, 2])
+    heights = [maps.height_of(points, chosen) for points in (wide, high)]
+    assert heights == [maps.LEAST_HEIGHT, pytest.approx(maps.SIDE)]
+    canvas = maps.draw_map(wide, torch.zeros(3), chosen, lambda index: None, heights[1])
+    marks = [y for shape, x, y in canvas.shapes if type(shape).__name__ == "_Disc"]
+    assert canvas.height == heights[1] and (min(marks) + max(marks)) / 2 == pytest.approx(heights[1] / 2)
+
+
 @pytest.mark.parametrize("low, high, whole, expected", [
     (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.013, 0.048, False, [0.01, 0.02, 0.03, 0.04, 0.05]),
     (0, 5, True, [0, 1, 2, 3, 4, 5]), (1, 2, True, [1, 2]), (3, 3, True, [3]), (7, 7, False, [6, 8])])
