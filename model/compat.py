@@ -216,7 +216,8 @@ def plain_attention():
 
 
 def export_onnx(network, images, input_name, output_name):
-    """Return ``network`` as an ONNX model, bytes, that takes any number of such ``images``.
+    """Return ``network``, a copy that is used for nothing else, as an ONNX model, bytes, that takes any number of such
+    ``images``.
 
     By torch.export where that is torch's own choice and onnxscript is installed; else by the older exporter, which
     traces. The first one names the lines of Python that each operator came from.
@@ -231,9 +232,12 @@ def export_onnx(network, images, input_name, output_name):
                                         dynamic_shapes=({0: torch.export.Dim("N")},), **names)
             return program.model_proto.SerializeToString()
         content = io.BytesIO()
-        torch.onnx.export(network, (images,), content, dynamic_axes={input_name: {0: "N"}, output_name: {0: "N"}},
-                          opset_version=_OPSET if TORCH_VERSION >= _OPSET_SINCE else _OLDER_OPSET,
-                          **({"dynamo": False} if TORCH_VERSION >= (2, 5) else {}), **names)
+        # Of torch 1.12 to 2.1 only a network that is to be trained has plain attention.
+        with torch.enable_grad():
+            torch.onnx.export(network.requires_grad_(True), (images,), content,
+                              dynamic_axes={input_name: {0: "N"}, output_name: {0: "N"}},
+                              opset_version=_OPSET if TORCH_VERSION >= _OPSET_SINCE else _OLDER_OPSET,
+                              **({"dynamo": False} if TORCH_VERSION >= (2, 5) else {}), **names)
         return content.getvalue()
 
 

@@ -19,7 +19,7 @@ from engine import export, parity
 from engine.evaluation import Embedded
 from engine.networks import build_network, read_network_file
 from metric.retrieval import recall_by_definition
-from model import FORMATS, LinearEmbedding, compat, digest_of_network, to_torchscript
+from model import FORMATS, LinearEmbedding, OnnxNetwork, compat, digest_of_network, to_onnx, to_torchscript
 from model.compat import import_torchvision
 from model.torchvision_networks import VisionTransformer
 from processes import ROOT
@@ -253,7 +253,7 @@ def test_parity_by_definition():
         assert agreed.same == sum(map(int.__eq__, one, other)) and 0 < agreed.same < agreed.count == 40
 
 
-def test_a_vision_transformer_takes_any_number_of_pictures():
+def test_a_vision_transformer_takes_any_number_of_pictures(onnxruntime):
     torchvision = import_torchvision()
     if not hasattr(torchvision.models, "VisionTransformer"):
         pytest.skip("this torchvision has no vision transformers")
@@ -267,7 +267,13 @@ def test_a_vision_transformer_takes_any_number_of_pictures():
                                                             mlp_dim=8, **words)
             return build
 
-    to_torchscript(LinearEmbedding(Small(False, image_size=32), 8, 4).eval(), 32, {})  # tries other numbers itself
+    network = LinearEmbedding(Small(False, image_size=32), 8, 4).eval()
+    to_torchscript(network, 32, {})  # tries other numbers itself
+    exported = OnnxNetwork(to_onnx(network, 32, {"project": "a test"}), 1)
+    for count in (1, 3):
+        images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            assert (exported(images) - network(images)).abs().max() < 1e-5
 
 
 def test_a_trace_of_one_number_of_pictures_is_refused():
