@@ -85,7 +85,7 @@ def export_network(run, network, data):
     notes = _notes(args, network)
     content = _converted(args, form.runtime, lambda: form.write(network, args.image_size, notes))
     try:
-        exported = None if data is None else form.run(content, torch.get_num_threads())
+        exported = None if data is None else _loaded(form.run, content, form.runtime)
     except MissingPackage as error:
         print("Warning: not compared on pictures: {}".format(error), flush=True)
         exported = None
@@ -101,7 +101,7 @@ def export_network(run, network, data):
     _write(args.out, content)
     if args.int8:
         content = _converted(args, "int8", lambda: to_int8(content, _calibration(args), notes))
-        table.add("onnxruntime, int8", OnnxNetwork(content, torch.get_num_threads()), len(content))
+        table.add("onnxruntime, int8", _loaded(OnnxNetwork, content, "onnxruntime"), len(content))
         _write(args.out[:-len(".onnx")] + INT8 + ".onnx", content)
     table.tell()
 
@@ -119,6 +119,17 @@ def _converted(args, target, convert):
     except Exception as error:  # the exporters' own, of many types
         raise TrainingError("--base {} can't be exported to {} with torch {} ({}: {})".format(
             args.base, target, torch.__version__, type(error).__name__, first_line(error))) from None
+
+
+def _loaded(kind, content, runtime):
+    """Return the network that is in a file's content, a ``kind`` of module."""
+    try:
+        return kind(content, torch.get_num_threads())
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # onnxruntime's own, of many types: that of an older version for a newer file
+        raise TrainingError("{} can't run the exported file, so nothing is written ({}: {}); take a newer one, or "
+                            "--no_check".format(runtime, type(error).__name__, first_line(error))) from None
 
 
 def _write(path, content):

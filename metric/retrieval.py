@@ -34,10 +34,10 @@ BLOCK_SIDE_DEFAULT = 8192
 def rankings_by_definition(embeddings, labels, gallery=None, gallery_labels=None, paired=False):
     """Yield for each query which of those that it searches have its label, nearest first. Arguments: see `recall`."""
     if gallery is None:
-        rows = others = scaled(embeddings.double())[0].tolist()
+        rows = others = _scaled(embeddings.double())[0].tolist()
         gallery_labels = labels
     else:
-        rows, others = (matrix.tolist() for matrix in scaled(embeddings.double(), gallery.double()))
+        rows, others = (matrix.tolist() for matrix in _scaled(embeddings.double(), gallery.double()))
     labels, gallery_labels = labels.tolist(), gallery_labels.tolist()
     for query in range(len(rows)):
         searched = [index for index in range(len(others)) if index != query or not (paired or others is rows)]
@@ -88,7 +88,7 @@ def check_searched(embeddings, labels, gallery, gallery_labels, paired):
                          "queries")
 
 
-def scaled(*matrices):
+def _scaled(*matrices):
     """[Each times one power of two] (which rounds nothing), so that their squares don't overflow or vanish."""
     for matrix in matrices:
         bad = (~torch.isfinite(matrix)).any(1).nonzero().flatten()
@@ -106,7 +106,7 @@ class _Embeddings:
     Bounds, because distances come from matrix products, which are fast but rounded.
 
     Args:
-        embeddings: N x d, as `scaled` gives them. labels: N, int64.
+        embeddings: N x d, as `_scaled` gives them. labels: N, int64.
         origin: that of the others; None to find one.
     """
 
@@ -232,9 +232,9 @@ def prepared(embeddings, labels, gallery, gallery_labels, paired):
     """(queries, gallery, paired): both `_Embeddings`, in the order of their labels, and whether they are in one order,
     query i being item i of the gallery. They are one object where the embeddings search in each other."""
     if gallery is None:
-        queries = _Embeddings(scaled(embeddings)[0], labels.long())
+        queries = _Embeddings(_scaled(embeddings)[0], labels.long())
         return queries, queries, True
-    rows, others = scaled(embeddings, gallery)
+    rows, others = _scaled(embeddings, gallery)
     searched = _Embeddings(others, gallery_labels.long())
     return _Embeddings(rows, labels.long(), searched.origin), searched, paired
 

@@ -4,7 +4,6 @@ import torch
 
 from metric.contracts import check_embeddings, check_same_device, full_precision
 from metric.nearest import nearest
-from metric.retrieval import scaled
 
 __all__ = ["common_neighbours", "linear_cka"]
 
@@ -17,14 +16,6 @@ def _check_pair(ours, theirs, name=""):
     check_same_device(ours, theirs, "our embeddings", "theirs")
     if len(ours) != len(theirs):
         raise ValueError("both need the same N, got shapes {} and {}".format(tuple(ours.shape), tuple(theirs.shape)))
-
-
-def _neighbours(queries, gallery, k):
-    """The rows of the k nearest of each query, N x k; gallery None: of all others of the queries."""
-    if gallery is None:
-        queries, = scaled(queries)
-        return nearest(queries, queries, k, own=torch.arange(len(queries)))[1]
-    return nearest(*scaled(queries, gallery), k)[1]
 
 
 @torch.no_grad()
@@ -64,7 +55,7 @@ def common_neighbours(ours, theirs, K=(1, 10), our_gallery=None, their_gallery=N
             raise ValueError("k = {} needs 1 <= k <= {}, the number of others that a query searches".format(k, size))
     if not K:
         return {}
-    found, shares = [_neighbours(ours, our_gallery, max(K)), _neighbours(theirs, their_gallery, max(K))], {}
+    found, shares = [nearest(*side, max(K))[1] for side in ((ours, our_gallery), (theirs, their_gallery))], {}
     for k in K:
         both = torch.cat([rows[:, :k] for rows in found], 1).sort(1)[0]
         shares[k] = int((both[:, 1:] == both[:, :-1]).sum()) / (len(ours) * k)  # each row is at most twice in a row

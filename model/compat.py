@@ -203,7 +203,8 @@ def set_accelerator_rng_state(state, device):
 @contextlib.contextmanager
 def plain_attention():
     """Within the block torch's attention consists of plain operators. Its fused one, for networks that aren't trained,
-    can't be exported: it holds for one number of pictures. torch before 1.12 has only plain ones."""
+    can't be exported: it holds for one number of pictures. torch before 1.12 has only plain ones; 1.12 to 2.1 can't be
+    told: there a trace takes any number, and ``export_onnx`` helps itself."""
     switch = getattr(torch.backends, "mha", None)
     before = switch and switch.get_fastpath_enabled()
     try:
@@ -216,11 +217,11 @@ def plain_attention():
 
 
 def export_onnx(network, images, input_name, output_name):
-    """Return ``network``, a copy that is used for nothing else, as an ONNX model, bytes, that takes any number of such
-    ``images``.
+    """Return ``network`` as an ONNX model, bytes, that takes any number of such ``images``.
 
     By torch.export where that is torch's own choice and onnxscript is installed; else by the older exporter, which
-    traces. The first one names the lines of Python that each operator came from.
+    traces, and leaves the weights marked as to be trained. The first one names the lines of Python that each operator
+    came from.
 
     Raises: what the exporter raises; of many types.
     """

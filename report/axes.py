@@ -21,6 +21,8 @@ def panel(title, curves, x_label, whole_x=False, filled=False, named=True):
         whole_x: whether the x axis has whole numbers only. filled: fill the area below each curve, from 0 on.
         named: whether the names of the curves stand above.
     """
+    if len({x for curve in curves for x, _ in curve.points}) == 1:  # no curves yet: numbers say more than places
+        curves = [curve._replace(name="{} {:.4g}".format(curve.name, curve.points[0][1])) for curve in curves]
     names = _names(curves) if named else []
     top = ABOVE + ROW * len(names)
     canvas = Canvas(WIDTH, top + HEIGHT)
@@ -41,9 +43,6 @@ def panel(title, curves, x_label, whole_x=False, filled=False, named=True):
             canvas.area([(points[0][0], box.bottom)] + points + [(points[-1][0], box.bottom)], curve.colour, 0.25)
         if len(points) == 1:
             canvas.marker("disc", *points[0], 3, curve.colour)
-        if box.x_from == box.x_to:  # no curve yet: the number says more than its place
-            x, y = points[0]
-            canvas.text(x + 8, y + 4, "{:.4g}".format(curve.points[0][1]), SIZE)
         canvas.line(points, curve.colour, 2, curve.dash)
         for x, y in curve.points:
             if x == curve.mark:

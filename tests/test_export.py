@@ -165,6 +165,16 @@ def test_a_network_that_the_exporter_does_not_take_is_one_line(whole, tmp_path, 
     assert not os.listdir(str(tmp_path))
 
 
+def test_a_file_that_this_runtime_can_not_load_is_one_line(whole, tmp_path, capsys, monkeypatch):
+    class Refusing(torch.nn.Module):
+        def __init__(self, content, threads):
+            raise KeyError("unsupported version\nand more lines")
+
+    monkeypatch.setitem(FORMATS, ".pt", FORMATS[".pt"]._replace(run=Refusing))
+    line = failure(capsys, run.main, argv_for(whole, tmp_path / "network.pt"), code=1)
+    assert "TorchScript can't run the exported file" in line and not os.listdir(str(tmp_path))
+
+
 @pytest.mark.parametrize("more, expected", [
     (["--out", "x.onnx"], "needs --load, the network, and --out"),
     (["--load", "x.pth"], "needs --load, the network, and --out"),
@@ -253,7 +263,8 @@ def test_parity_by_definition():
         assert agreed.same == sum(map(int.__eq__, one, other)) and 0 < agreed.same < agreed.count == 40
 
 
-def test_a_vision_transformer_takes_any_number_of_pictures(onnxruntime):
+@pytest.fixture
+def transformer():
     torchvision = import_torchvision()
     if not hasattr(torchvision.models, "VisionTransformer"):
         pytest.skip("this torchvision has no vision transformers")
@@ -267,13 +278,19 @@ def test_a_vision_transformer_takes_any_number_of_pictures(onnxruntime):
                                                             mlp_dim=8, **words)
             return build
 
-    network = LinearEmbedding(Small(False, image_size=32), 8, 4).eval()
-    to_torchscript(network, 32, {})  # tries other numbers itself
-    exported = OnnxNetwork(to_onnx(network, 32, {"project": "a test"}), 1)
+    return LinearEmbedding(Small(False, image_size=32), 8, 4).eval()
+
+
+def test_a_vision_transformer_takes_any_number_of_pictures(transformer):
+    to_torchscript(transformer, 32, {})  # tries other numbers itself
+
+
+def test_a_vision_transformer_as_an_onnx_file(transformer, onnxruntime):
+    exported = OnnxNetwork(to_onnx(transformer, 32, {"project": "a test"}), 1)
     for count in (1, 3):
         images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():
-            assert (exported(images) - network(images)).abs().max() < 1e-5
+            assert (exported(images) - transformer(images)).abs().max() < 1e-5
 
 
 def test_a_trace_of_one_number_of_pictures_is_refused():

@@ -135,6 +135,12 @@ def test_ticks(low, high, whole, expected):
     assert found == pytest.approx(expected) if expected != [6, 8] else found[0] <= 7 <= found[-1] and len(found) > 1
 
 
+def test_what_has_one_epoch_is_told_in_numbers():
+    one, two = (axes.panel("Loss", [axes.Curve("dist", points, "ink")], "epoch", whole_x=True).svg("")
+                for points in ([(1, 1.25)], [(1, 1.25), (2, 1)]))
+    assert "dist 1.25<" in one and "dist<" in two
+
+
 def test_a_canvas_is_the_same_as_svg_and_as_pixels():
     canvas, inner = Canvas(40, 30), Canvas(10, 10)
     inner.area([(0, 0), (10, 0), (10, 10), (0, 10)], "wrong")

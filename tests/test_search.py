@@ -36,6 +36,7 @@ def by_definition(query, gallery):
 
 CASES = {"random": matrix(300, 5, 1), "of few values": matrix(300, 3, 2, levels=3), "one point": torch.ones(300, 4),
          "far away": matrix(300, 6, 3) * 1e-3 + 1e3, "tiny": matrix(300, 4, 4) * 1e-25,
+         "huge": matrix(300, 4, 7) * 1e30, "about an outlier": torch.cat([torch.full((1, 4), 1e4), matrix(299, 4, 8)]),
          "half": matrix(300, 4, 5).half(), "float64": matrix(300, 4, 6).double() * (1 + 1e-12)}
 
 
@@ -78,19 +79,35 @@ def test_close_pairs_are_those_of_the_definition(name, side, monkeypatch):
     rows = gallery.tolist()
     every = sorted((square, number, other) for number, row in enumerate(rows)
                    for square, other in by_definition(row, rows) if other > number)
-    for limit in (0, every[len(every) // 3][0] ** 0.5 * (1 + 1e-9)):
-        expected = [pair for pair in every if pair[0] <= limit ** 2]
+    for limit in (0, every[len(every) // 3][0] ** 0.5 * (1 + 1e-9), 1e200):
+        expected = [pair for pair in every if pair[0] <= limit * limit]
         distances, pairs, count = close_pairs(gallery, limit, most=10 ** 6)
         assert count == len(expected) and pairs.tolist() == [list(pair[1:]) for pair in expected]
         few = close_pairs(gallery, limit, most=7)
         assert few[2] == count and few[0].tolist() == distances[:7].tolist()
 
 
+@pytest.mark.parametrize("gallery", [
+    torch.ones(3000, 32), torch.cat([torch.full((1, 32), 10.0), matrix(2999, 32) * 1e-3 + 1])],
+    ids=["to one point", "about an outlier"])
+def test_few_distances_are_decided_in_float64_though_a_network_has_collapsed(gallery, monkeypatch):
+    pairs, exact = [], module.exact
+
+    def counted(rows, queries, others, points):
+        pairs.append(len(queries))
+        return exact(rows, queries, others, points)
+
+    monkeypatch.setattr(module, "exact", counted)
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 32 * 300)
+    nearest(gallery, None, 5)
+    assert sum(pairs) < 1.2 * len(gallery) * 300  # of one block of ten
+
+
 def test_what_can_not_be_searched():
     for queries, gallery, k, words in ((torch.ones(1, 3), torch.ones(4, 2), 1, "dimensions"),
                                        (torch.ones(1, 3), torch.ones(4, 3), 5, "from 1 to 4"),
                                        (torch.ones(1, 3), torch.full((4, 3), math.nan), 1, "finite"),
-                                       (torch.full((1, 3), 1e19), torch.ones(4, 3), 1, "shorter")):
+                                       (torch.ones(1, 3).double() * 1e160, torch.ones(4, 3).double(), 1, "shorter")):
         with pytest.raises(ValueError, match=words):
             nearest(queries, gallery, k)
     with pytest.raises(ValueError, match="from 1 to 3"):
@@ -140,6 +157,8 @@ def test_queries_find_themselves_first_and_then_the_nearest(pair, pictures, caps
         assert [path for _, path in found[query]] == [paths[row] for row in order] and found[query][0][1] == query
         assert [distance for distance, _ in found[query]] == pytest.approx(gaps[order].tolist(), abs=1e-5)
     code, out, _ = answer(capsys, run.main, argv_of(pair, "--query", *queries_of(pictures), "--k", "1"))
+    options = json.loads(out.split("Options: ")[1].split("\n")[0])
+    assert options["image_size"] == 32 and options["k"] == 1 and "lr" not in options
     assert code == 0 and "Query: {0}\n  0.0000  {0}  (class01)\n".format(queries_of(pictures)[0]) in out
 
 

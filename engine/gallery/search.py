@@ -112,7 +112,8 @@ def open_gallery(command):
     vars(args).update(decided)
     # As if they were typed, so that nothing else decides them.
     more = set(decided) - command.given
-    return command._replace(args=args, given=command.given | more, excused=command.excused | more), gallery
+    return command._replace(args=args, given=command.given | more, excused=command.excused | more,
+                            idle=command.idle - set(decided)), gallery
 
 
 def check_search(args, given, gallery):
@@ -155,7 +156,7 @@ def search(run, network, space, gallery, queries):
     """Return [(query's path, [its k nearest ``Match``])].
 
     Args:
-        network: ready for evaluation. space: from ``engine.spaces.common_space``. queries: their loader.
+        network: ready for evaluation. space: from ``engine.gallery.spaces.common_space``. queries: their loader.
 
     Raises:
         DatasetError: a query can't be read. TrainingError: an embedding is not finite. UsageError: one of the
