@@ -11,6 +11,7 @@ from conftest import distil_for, options_for
 from metric.distances import cdist
 from metric.loss import (PKT, ContextualSimilarity, EmbeddingRegression, HardDarkRank, L2Triplet, MultiSimilarity,
                          ProxyAnchor, RelaxedContrastive, RkdDistance, RKdAngle, SimilarityKL)
+from metric.nearest import nearest
 from metric.pairsampler import AllPairs
 from metric.utils import recall
 from processes import complete, finish, start_ranks
@@ -71,6 +72,14 @@ def test_recalls_are_those_of_the_cpu():
     torch.manual_seed(0)
     embeddings, labels = torch.randn(2000, 64), torch.arange(2000) // 10
     assert recall(embeddings.cuda(), labels.cuda(), K=[1, 10, 100]) == recall(embeddings, labels, K=[1, 10, 100])
+
+
+def test_the_nearest_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    embeddings = torch.randn(3000, 32)
+    for gallery in (None, torch.randn(5000, 32)):
+        found = nearest(embeddings.cuda(), None if gallery is None else gallery.cuda(), 10)
+        assert all(map(torch.equal, found, nearest(embeddings, gallery, 10)))
 
 
 def test_both_scripts_train_and_resume(pictures, tmp_path, capsys):
