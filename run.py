@@ -40,6 +40,7 @@ from engine.networks import describe_network, for_evaluation, for_steps, frozen,
 from engine.optimisation import Trained
 from engine.rundir import held_directory
 from engine.settle import settled
+from report import FILES as REPORT_FILES
 from report import OPTIONS as REPORT_OPTIONS
 from report import (Shown, add_report_options, draw_found, leave_pictures, read_log, read_logs, short_names,
                     write_report)
@@ -108,6 +109,7 @@ def draw_report(command):
         asymmetric.check_gallery(args, given)
         if args.out is None:
             raise UsageError("--mode report needs --out DIR, the directory of the page")
+        modes.check_new(args, [os.path.join(args.out, name) for name in REPORT_FILES])
         for directory in args.compare or ():
             if read_log(directory) is None:
                 raise UsageError("--compare {}: there is no log.jsonl of a run".format(directory))
@@ -115,8 +117,8 @@ def draw_report(command):
     # Settle: run.args does not change after this.
     has_other = asymmetric.gallery_of(args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_other
-    with held_directory(args.out if ranks.is_first() else None, "--out"), settled(
-            command, check, networks, data_options_from="", trains=False) as run:
+    with settled(command, check, networks, data_options_from="", trains=False) as run, held_directory(
+            args.out if ranks.is_first() else None, "--out"):
         # Data.
         data = open_data(run, wanted=("test",))
         # Networks: each searches in what it has embedded itself.
@@ -166,13 +168,13 @@ MODES = {
                        DATA + RECALL + OF_TRAINING_CLASSES + ARITHMETIC + ("metrics",) + asymmetric.OPTIONS),
     "report": modes.Mode("write a page about what a network finds (docs/report.md)", draw_report,
                          DATA + RECALL + ARITHMETIC + ("metrics",) + asymmetric.OF_TWO_NETWORKS + REPORT_OPTIONS
-                         + ("out",)),
+                         + ("out", "overwrite")),
     "embed": modes.Mode("write the embeddings of all pictures to a file, a gallery (docs/search.md)", embed,
                         DATA + ARITHMETIC + EMBED_OPTIONS + ("out", "overwrite")),
     "search": modes.Mode("find the nearest of a gallery, or near-duplicates in it",
-                         functools.partial(find, draw=draw_found), ARITHMETIC + SEARCH_OPTIONS + ("out",)),
+                         functools.partial(find, draw=draw_found), ARITHMETIC + SEARCH_OPTIONS + ("out", "overwrite")),
     "export": modes.Mode("write the network as an ONNX or TorchScript file (docs/export.md)", export,
-                         DATA + RECALL + EXPORT_OPTIONS + ("out",)),
+                         DATA + RECALL + EXPORT_OPTIONS + ("out", "overwrite")),
 }
 
 

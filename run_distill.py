@@ -13,9 +13,10 @@ nothing is trained: the same command then says in seconds whether it is worth th
 """
 import sys
 
+from engine import arguments, options, ranks  # first: says which packages are missing
+
 import torch
 
-from engine import arguments, options, ranks
 from engine.data import open_data
 from engine.diagnosis import add_diagnose_option, check_diagnosis, diagnose
 from engine.errors import UsageError, run_script

@@ -75,6 +75,9 @@ def replaced_file(path, before=None):
 
     Args:
         before: called when the new file is whole on the disk, just before it is renamed.
+
+    Raises:
+        OSError: it can't be written; names ``path``.
     """
     aside = ASIDE.format(path, os.getpid())
     try:
@@ -86,9 +89,11 @@ def replaced_file(path, before=None):
             before()
         os.replace(aside, path)
         _flush_folder(os.path.dirname(path))
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(aside)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, aside):  # a full disk names none
+            raise OSError(error.errno, error.strerror, path) from None
         raise
 
 

@@ -94,8 +94,8 @@ def open_image(path, truncated="refuse"):
             completed = _decoded(io.BytesIO(file.read() + _JPEG_END))
             if truncated != "ok":
                 raise UnreadablePicture(
-                    "{}: a truncated picture ({}); --truncated ok takes it, with grey for what is missing; "
-                    "--skip_broken leaves it out".format(shown(path), error)) from None
+                    "{}: a truncated picture ({}); --truncated ok takes it, with grey for what is "
+                    "missing".format(shown(path), error)) from None
             return completed
 
 

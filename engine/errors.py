@@ -75,7 +75,7 @@ def run_script(program, body):
 def _of_signal(error):
     """Return (message, exit code) of a run that a signal ended."""
     number = getattr(error, "number", signal.SIGINT)
-    advice = getattr(error, "advice", None) or "what --save_dir held before, if anything, is whole"
+    advice = getattr(error, "advice", None) or "all files that were there are whole"
     return "interrupted by {}; {}".format(signal.Signals(number).name, advice), EXIT_SIGNAL + number
 
 
@@ -97,6 +97,8 @@ def _of_failure(error):
         reason = re.sub(r"\[[^]]*\.(cc|cpp|h):\d+\]\s*", "", first_line(error)).split(". ")[0]
         message = ("another process of this run has ended or can't be reached ({}); it prints why, if it can. A "
                    "checkpoint.pth that was there is whole: --resume goes on from it".format(reason))
+    elif isinstance(error, OSError) and error.strerror:
+        message = "{}{}".format("" if error.filename is None else "{}: ".format(error.filename), error.strerror)
     elif isinstance(error, (LoadingError, OSError)):
         message = text
     return message, EXIT_FAILURE

@@ -1,5 +1,6 @@
 """``run.py --mode export``: a network as one file that runs without this project, compared on the test set's pictures
 with the one that it was made from."""
+import contextlib
 import os
 
 import numpy as np
@@ -48,9 +49,9 @@ def check_export(args, given):
                                   ((ending, form.runtime) for ending, form in FORMATS.items()))))
     if args.int8 and _ending(args.out) != ".onnx":
         raise UsageError("--int8 is made by onnxruntime; give an --out that ends in .onnx")
-    check_place(args.out)
     if os.path.realpath(args.out) == os.path.realpath(args.load):
         raise UsageError("--out {} is the file of --load; give another name".format(args.out))
+    check_place(args, [args.out, _int8(args)])
     if args.no_check:
         refuse_idle(given, ("int8", "recall", "dataset", "data", "download", "skip_broken", "skip_single", "truncated",
                             "batch", "workers", "cache"), "with --no_check")
@@ -90,7 +91,7 @@ def export_network(run, network, data):
         print("Warning: not compared on pictures: {}".format(error), flush=True)
         exported = None
     if exported is None:
-        _write(args.out, content)
+        _replace(args, content)
         return
     table = _Table(run, data.evaluation["test"], for_evaluation(run, network))
     found = table.add(form.runtime, exported, len(content))
@@ -98,12 +99,18 @@ def export_network(run, network, data):
         write_bytes(args.out + FAILED, content)
         raise TrainingError("the exported network gives other embeddings (up to {:.2g} of their length); it is kept as "
                             "{}{}, and {} is as it was".format(found.difference, args.out, FAILED, args.out))
-    _write(args.out, content)
+    _replace(args, content)
     if args.int8:
         content = _converted(args, "int8", lambda: to_int8(content, _calibration(args), notes))
         table.add("onnxruntime, int8", _loaded(OnnxNetwork, content, "onnxruntime"), len(content))
-        _write(args.out[:-len(".onnx")] + INT8 + ".onnx", content)
+        _write(_int8(args), content)
     table.tell()
+
+
+def _int8(args):
+    """Return the path of the quantised network."""
+    path, ending = os.path.splitext(args.out)
+    return path + INT8 + ending
 
 
 def _ending(path):
@@ -135,6 +142,13 @@ def _loaded(kind, content, runtime):
 def _write(path, content):
     write_bytes(path, content)
     print("Exported: {} ({:.1f} MB)".format(path, len(content) / 1e6), flush=True)
+
+
+def _replace(args, content):
+    """Write the network; an older one's int8 file that lies beside it goes."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(_int8(args))
+    _write(args.out, content)
 
 
 def _notes(args, network):

@@ -35,15 +35,25 @@ def parse(parser, modes, argv=None):
     name = arguments.given_alone(parser, "--mode", argv)
     if name in modes:
         arguments.hide(parser, _idle(modes, name))
+        parser.description = "{}: {}".format(name, modes[name].help)
     command = parse_with_recipe(parser, argv)
     idle = _idle(modes, command.args.mode)
     arguments.refuse_idle(command.given - command.excused, idle, "with --mode " + command.args.mode)
     return command._replace(idle=idle)
 
 
-def check_place(path):
-    """Refuse (UsageError) an --out, unless it is None, in a directory that is not there, or that is one itself."""
-    if path is not None and os.path.isdir(path):
-        raise UsageError("--out {}: this is a directory; give the name of a file".format(path))
-    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
-        raise UsageError("--out {}: there is no directory {}; make it".format(path, os.path.dirname(path)))
+def check_place(args, paths):
+    """Refuse (UsageError) an --out that is a directory or in one that is not there, and, without --overwrite, to
+    replace one of ``paths``, the files that are written."""
+    if os.path.isdir(args.out):
+        raise UsageError("--out {}: this is a directory; give the name of a file".format(args.out))
+    if not os.path.isdir(os.path.dirname(args.out) or "."):
+        raise UsageError("--out {}: there is no directory {}; make it".format(args.out, os.path.dirname(args.out)))
+    check_new(args, paths)
+
+
+def check_new(args, paths):
+    """Refuse (UsageError) to replace one of these files without --overwrite."""
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not args.overwrite:
+        raise UsageError("--out: {} is there; --overwrite replaces it".format(there[0]))

@@ -29,10 +29,11 @@ def add_data_options(parser):
                        help="where data sets are kept; with --dataset folder, the directory of class folders: "
                             "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* (the first half of the sorted "
                             "classes trains, the rest tests); for --mode eval DIR/test/CLASS/* is enough, for --mode "
-                            "embed any folder of pictures. In place of "
-                            "DIR/test there may be DIR/query and DIR/gallery. With --dataset list, the .csv with the "
-                            "columns path (relative to the file), label and split (train, test; or train, query, "
-                            "gallery; without this column the first half of the sorted labels trains)")
+                            "embed any folder of pictures. In place of DIR/test there may be DIR/query and "
+                            "DIR/gallery. With --dataset list, the .csv with the columns path (relative to the file), "
+                            "label and split (train, test; or train, query, gallery; without this column the first "
+                            "half of the sorted labels trains). With --mode search: where the gallery's pictures are "
+                            "now, if they have moved")
     group.add_argument("--download", action="store_true", help="fetch the data set if it is not there ({})".format(
         ", ".join(name for name, kind in DATASETS.items() if kind.can_download)))
     group.add_argument("--image_size", type=whole(SMALLEST_IMAGE, LARGEST_IMAGE), default=224, metavar="PIXELS",
@@ -51,7 +52,8 @@ def add_data_options(parser):
     group.add_argument("--workers", type=whole(0, MOST_PROCESSES), default=default_workers(), metavar="N",
                        help="loading processes; 0 loads in the main one; the default fits this machine")
     group.add_argument("--skip_broken", action="store_true",
-                       help="go on without the pictures that can't be read, and list them in skipped.txt")
+                       help="go on without the pictures that can't be read, and list them, in skipped.txt or, with "
+                            "--mode embed, in the gallery")
     group.add_argument("--truncated", choices=TRUNCATED, default="refuse",
                        help="a JPEG whose end is missing: refuse it as broken, or take it as viewers do, with what is "
                             "missing in grey")
@@ -192,8 +194,8 @@ def add_run_options(parser):
                             "that others use too, 1 may be several times faster")
     group.add_argument("--precision", choices=PRECISIONS, default="auto",
                        help="arithmetic of the networks in training; auto: bf16 where the device has it in hardware, "
-                            "else fp32. Losses are float32, and so is every measurement unless --mode eval is told "
-                            "otherwise")
+                            "else fp32. Losses are float32, and so are measurements and what is embedded, unless this "
+                            "option says otherwise where nothing is trained")
     group.add_argument("--sync_bn", action="store_true",
                        help="under torchrun: BatchNorm over the whole batch instead of each process's part of it")
     group.add_argument("--compile", action="store_true", help="let torch.compile make the networks (torch 2.0 and up)")
@@ -209,8 +211,8 @@ def add_run_options(parser):
     group.add_argument("--log", choices=("none",) + tuple(TRACKERS), default="none",
                        help="give the figures of log.jsonl to this tracker, too, epoch by epoch (docs/report.md); "
                             "needs its package and --save_dir")
-    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds; with --mode "
-                       "embed, what is at --out, and a part of another job beside it")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir holds, or "
+                       "what is at --out; with --mode embed a part of another job beside it, too")
 
 
 def check_shared(args, given, trains):

@@ -17,7 +17,7 @@ from report.found import draw_found
 from report.options import OPTIONS, add_report_options
 from report.runs import read_log, read_logs, short_names
 from report.sections import Shown
-from report.write import leave_pictures, write_report
+from report.write import FILES, leave_pictures, write_report
 
-__all__ = ["OPTIONS", "Shown", "add_report_options", "draw_found", "leave_pictures", "read_log", "read_logs",
-           "short_names", "write_report"]
+__all__ = ["FILES", "OPTIONS", "Shown", "add_report_options", "draw_found", "leave_pictures", "read_log",
+           "read_logs", "short_names", "write_report"]

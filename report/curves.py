@@ -39,9 +39,9 @@ def _of_several(logs):
     return found
 
 
-def sheet(canvases, columns=2):
-    """Return one ``Canvas`` with others side by side, ``columns`` in a row."""
-    rows = [canvases[at:at + columns] for at in range(0, len(canvases), columns)]
+def sheet(canvases, below=None):
+    """Return one ``Canvas`` with others side by side, two in a row, and one below them."""
+    rows = [canvases[at:at + 2] for at in range(0, len(canvases), 2)] + ([] if below is None else [[below]])
     whole, y = Canvas(max(sum(one.width + GAP for one in row) for row in rows) + GAP), GAP
     for row in rows:
         x = GAP

@@ -50,4 +50,4 @@ def draw_found(queries, matches, out):
 def _tile(canvas, left, top, tile, lines):
     canvas.picture(left, top, TILE, tile)
     for number, (text, colour) in enumerate(line for line in lines if line[0]):
-        canvas.text(left, top + TILE + (number + 1) * LINE, text, 9, colour=colour, room=TILE)
+        canvas.text(left, top + TILE + (number + 1) * LINE, text, 9, colour=colour, room=TILE - 4)

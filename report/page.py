@@ -25,10 +25,10 @@ svg{display:block;width:100%%;height:auto;font-family:inherit}
 .wide{grid-template-columns:repeat(auto-fill,minmax(min(100%%,440px),1fr))}.wide>*{max-width:560px}
 .panels figcaption{margin-bottom:6px}
 .key{display:flex;flex-wrap:wrap;margin-top:10px;max-width:560px}.key svg{width:280px}
-.table{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
+.table{overflow-x:auto;margin-bottom:14px}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--grid);vertical-align:top}
 th:first-child,td:first-child{padding-left:0}td,th{overflow-wrap:normal}
-.words{text-align:left;overflow-wrap:anywhere;min-width:6.5em}th{color:var(--faint);font-weight:600}
+.words{text-align:left;overflow-wrap:anywhere;min-width:8em}th{color:var(--faint);font-weight:600}
 summary{cursor:pointer;color:var(--link);margin:8px 0}
 .row{display:grid;grid-template:"query what" "query finds" 1fr/96px minmax(0,1fr);gap:4px 16px;margin:0 0 22px}
 .row>figure{grid-area:query}.row>header{grid-area:what}.row>div{grid-area:finds;min-width:0}

@@ -78,7 +78,7 @@ def read_diagnosis(directory):
         with open(os.path.join(directory, DIAGNOSIS), encoding="utf-8") as file:
             found = json.load(file)
         test = found["test"]
-        figures = {"{}'s Recall@{}".format(who, k): "{:.2f} %".format(100 * value)
+        figures = {"{}'s Recall@{}".format(who, k): "{:.2%}".format(value)
                    for who in ("teacher", "student") for k, value in test[who]["recall"].items()}
         figures.update(("common among the {} nearest".format(k), "{:.1%}".format(share))
                        for k, share in test["common_neighbours"].items())

@@ -38,7 +38,7 @@ class Findings:
 
     def _rows(self):
         """Return [(title, [``Row``])]: the worst queries, some that are drawn, the best."""
-        groups = [("The hardest misses: the nearest right picture comes last", neighbours.worst(
+        groups = [("The hardest misses: many wrong pictures are nearer than the first right one", neighbours.worst(
                       self.ranks[0], self.labels, QUERIES)),
                   ("Drawn at random", neighbours.drawn(self.labels, QUERIES, self.seed)),
                   ("The best: most of the nearest are right", neighbours.best(self.found, self.labels, QUERIES))]
@@ -96,8 +96,7 @@ class Findings:
                 network.name, *self.components[number][1]), 13, room=drawn.width)
             canvas.place(drawn, 0, 20)
             parts.append(canvas)
-        below = maps.key(self.chosen, self.items.names)
-        return sheet([sheet(parts), below], columns=1)
+        return sheet(parts, below=maps.key(self.chosen, self.items.names))
 
     def confusions(self):
         found = neighbours.confusions(self.embedded, self.found, CONFUSED)

@@ -1,4 +1,5 @@
 """What is written: the page and the pictures of a report, and the two pictures that a training leaves."""
+import contextlib
 import io
 import os
 import shlex
@@ -11,13 +12,14 @@ from report.sections import Findings
 from report.text import escaped
 from report.tiles import Tiles
 
-PAGE, CURVES, GALLERY, MAP = "report.html", "curves.png", "gallery.png", "map.png"
+FILES = PAGE, CURVES, GALLERY, MAP = "report.html", "curves.png", "gallery.png", "map.png"
 SCALE, SCALE_OF_A_RUN = 2.5, 1.5  # pixels of a PNG for a unit: a page's width at 300 dpi, and less
 QUERIES = 6  # that a training leaves, and neighbours of each
 
 
 def write_report(directory, networks, logs, command, seed=0, run_directory=None):
-    """Write report.html, and pictures for a paper, into ``directory``, which is made; print where they are.
+    """Write report.html, and pictures for a paper, into ``directory``, which is made; print where they are. What a
+    former page left there is replaced.
 
     Args:
         networks: [``sections.Shown``], one or two, of the same test set: what is asked about, and another one.
@@ -39,6 +41,9 @@ def write_report(directory, networks, logs, command, seed=0, run_directory=None)
                GALLERY: _png(findings.queries_in_picture(), SCALE), MAP: _png(findings.maps_in_picture(), SCALE)}
     if curves:
         content[CURVES] = _png(sheet(curves), SCALE)
+    else:
+        with contextlib.suppress(FileNotFoundError):  # those of a former page
+            os.remove(os.path.join(directory, CURVES))
     for name, written in content.items():
         _write(directory, name, written)
         print("Written: {} ({:,.0f} kB)".format(os.path.join(directory, name), len(written) / 1000), flush=True)
@@ -79,18 +84,14 @@ def _png(canvas, scale):
 
 
 def _write(directory, name, content):
-    path = os.path.join(directory, name)
-    try:
-        with replaced_file(path) as file:
-            file.write(content)
-    except OSError as error:  # that of a full disk doesn't name the file
-        raise OSError(error.errno, error.strerror, path) from None
+    with replaced_file(os.path.join(directory, name)) as file:
+        file.write(content)
 
 
 def _head(networks, command, run_directory):
     """Return what stands above the sections: the networks and their measures, the command, the options of the run."""
     rows = [["what it is"] + [network.description for network in networks]] + [
-        ["{}, %".format(name)] + ["{:.2f}".format(100 * network.measures[name]) for network in networks]
+        ["{},\u00a0%".format(name)] + ["{:.2f}".format(100 * network.measures[name]) for network in networks]
         for name in networks[0].measures]
     parts = [page.table(["network"] + [network.path for network in networks], rows),
              "<p>Of {:,} pictures of the test set.</p>".format(len(networks[0].embedded.labels)),
@@ -108,7 +109,7 @@ def _before(run_directory):
     if found is None:
         return []
     lines, figures, terms = found
-    return [page.section("Before training", "before", "".join("<p>{}</p>".format(escaped(line)) for line in lines)
+    return [page.section("Before training", "before", "".join("<p>{}.</p>".format(escaped(line)) for line in lines)
                          + page.table(["on the test set", ""], figures.items())
                          + page.table(["loss term", "ratio", "share of the loss", "of the gradients"], terms),
                          "What run_distill.py --diagnose found.")]

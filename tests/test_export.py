@@ -149,7 +149,8 @@ def test_a_file_that_embeds_otherwise_is_kept_apart(whole, tmp_path, capsys, mon
 
     monkeypatch.setitem(FORMATS, ".pt", FORMATS[".pt"]._replace(write=write))
     (tmp_path / "network.pt").write_text("the one before")
-    line = failure(capsys, run.main, argv_for(whole, tmp_path / "network.pt"), code=1)
+    assert "network.pt is there; --overwrite" in failure(capsys, run.main, argv_for(whole, tmp_path / "network.pt"))
+    line = failure(capsys, run.main, argv_for(whole, tmp_path / "network.pt", "--overwrite"), code=1)
     assert "gives other embeddings" in line and "kept as {}/network.pt.failed".format(tmp_path) in line
     assert (tmp_path / "network.pt").read_text() == "the one before"
     torch.jit.load(str(tmp_path / "network.pt.failed"))
@@ -219,6 +220,13 @@ def test_without_a_check_no_picture_is_needed(whole, tmp_path, capsys, monkeypat
     code, printed, errors = answer(capsys, run.main, argv_for(whole, tmp_path / "a.pt", "--no_check")[:-3] + [
         "--no_check"])
     assert code == 0 and "Exported: {}".format(tmp_path / "a.pt") in printed, errors
+
+
+def test_an_older_int8_file_does_not_stay_beside_a_new_network(whole, tmp_path, capsys):
+    (tmp_path / "a.int8.pt").write_text("")
+    argv = argv_for(whole, tmp_path / "a.pt", "--no_check")[:-3] + ["--no_check"]
+    assert "a.int8.pt is there; --overwrite replaces it" in failure(capsys, run.main, argv)
+    assert answer(capsys, run.main, argv + ["--overwrite"])[0] == 0 and os.listdir(str(tmp_path)) == ["a.pt"]
 
 
 @pytest.mark.parametrize("resize", ["square", "short"])

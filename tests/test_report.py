@@ -316,7 +316,7 @@ def test_queries_search_in_their_gallery(whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("more, words", [
-    ([], "--mode report needs --out DIR"), (["--out", "FILE"], "--out FILE: can't be written to"),
+    ([], "--mode report needs --out DIR"), (["--out", "FILE"], "--out FILE: this is a file; give a directory"),
     (["--out", "new", "--compare", "nowhere"], "--compare nowhere: there is no log.jsonl"),
     (["--out", "new", "--no_train_recall"], "--no_train_recall does nothing with --mode report"),
     (["--out", "new", "--projection_load", "x"], "--projection_load does nothing with --mode report"),
@@ -336,6 +336,18 @@ def test_a_training_leaves_its_pictures_and_fails_by_none(whole, pictures, tmp_p
     code, out, _ = answer(capsys, run.main, options_for(pictures, "--epochs", "1", "--save_dir", tmp_path / "run"))
     assert code == 0 and "Warning: the pictures of this run could not be drawn (MemoryError: none left)\n" in out
     assert (tmp_path / "run" / "result.txt").exists() and not (tmp_path / "run" / "gallery.png").exists()
+
+
+def test_a_page_is_replaced_with_its_pictures_if_asked_for(whole, tmp_path, capsys):
+    (tmp_path / "curves.png").write_text("of another network")
+    argv = EVAL + ["--load", str(tmp_path / "alone.pth"), "--out", str(tmp_path), "--base", "tiny"]
+    config = json.loads((whole / "config.json").read_text())["options"]
+    for name in ("dataset", "data", "image_size"):
+        argv += ["--" + name, str(config[name])]
+    shutil.copy(str(whole / "best.pth"), str(tmp_path / "alone.pth"))
+    assert "curves.png is there; --overwrite replaces it" in failure(capsys, run.main, argv)
+    assert answer(capsys, run.main, argv + ["--overwrite"])[0] == 0
+    assert sorted(os.listdir(str(tmp_path))) == ["alone.pth", "gallery.png", "map.png", "report.html"]
 
 
 def test_a_full_disk_is_named_and_leaves_the_page_before(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from engine.terms import Shapes
 from metric.loss import LOSSES
 from metric.pairsampler import SAMPLERS
 from model import BACKBONES, LinearEmbedding
+from processes import ROOT
 from results import failure, read
 
 KEPT = ["README.md", "best.pth", "checkpoint.pth", "config.json", "curves.png", "gallery.png", "last.pth", "log.jsonl",
@@ -244,6 +247,14 @@ def test_help_names_every_default(main, capsys):
     assert error.value.code == 0
     text = capsys.readouterr().out
     assert "arXiv:1904.05068" in text and "(default: resnet50)" in text and "(default: None)" not in text
+
+
+@pytest.mark.parametrize("script", ["run.py", "run_distill.py"])
+def test_missing_packages_are_one_line(script):
+    command = [sys.executable, "-E", "-S", os.path.join(ROOT, script)]  # -S: without what is installed
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "has no torch, torchvision, numpy, tqdm, pillow: pip install -r requirements.txt" in done.stderr
 
 
 def test_help_of_a_mode_shows_its_options_and_no_others(capsys):

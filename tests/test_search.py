@@ -244,6 +244,9 @@ def test_duplicates_need_no_network(pair, pictures, tmp_path, capsys):
     assert "Pairs that are at most 1e-06 apart: 1\n  0.0000  {}\n          {}\n".format(
         twin / "a.png", twin / "b.png") in out
     assert Image.open(str(tmp_path / "pairs.png")).height > TILE
+    assert "pairs.png is there; --overwrite replaces it" in failure(
+        capsys, run.main, [str(word) for word in argv] + ["--duplicates"])
+    argv.append("--overwrite")
     code, out, _ = answer(capsys, run.main, argv + ["--duplicates", "4", "--json"])
     assert code == 0 and json.loads(out)["pairs"] == 3
     os.rename(str(twin), str(tmp_path / "moved"))
@@ -295,7 +298,8 @@ def test_what_is_no_gallery(pair, pictures, tmp_path, capsys):
     np.savez(str(tmp_path / "objects.npz"), about=np.array([{"a": 1}]), embeddings=np.zeros((3, 2), np.float32))
     np.savez_compressed(str(tmp_path / "packed.npz"), **np.load(str(pair / "all.npz")))
     np.save(str(tmp_path / "alone.npy"), np.zeros((3, 2), np.float32))
-    for name in ("cut.npz", "other.npz", "objects.npz", "packed.npz", "alone.npy"):
+    assert "alone.json, which belongs to it, is not there" in refused(tmp_path / "alone.npy")
+    for name in ("cut.npz", "other.npz", "objects.npz", "packed.npz"):
         assert "this is no gallery of run.py --mode embed, or it is damaged" in refused(tmp_path / name), name
     assert "no such file" in refused(tmp_path / "gone.npz")
     contents = dict(np.load(str(pair / "all.npz")))

@@ -55,11 +55,8 @@ def check_embed(args, given):
     ranks.refuse_several("--mode embed")
     if args.out is None or not args.out.endswith(ENDINGS):
         raise UsageError("--mode embed needs --out FILE{}, the gallery to write".format(" or --out FILE".join(ENDINGS)))
-    check_place(args.out)
     endings = (".npz",) if args.out.endswith(".npz") else (".npy", ".csv", ".json")
-    there = [path for path in (beside(args.out, ending) for ending in endings) if os.path.exists(path)]
-    if there and not args.overwrite:
-        raise UsageError("--out {}: {} is there; --overwrite replaces it".format(args.out, there[0]))
+    check_place(args, [beside(args.out, ending) for ending in endings])
     if "cache" not in given:
         args.cache = "off"
 

@@ -121,13 +121,16 @@ class Gallery:
 
     def __init__(self, path):
         if not os.path.isfile(path):
-            raise UsageError("--gallery {}: {}".format(path, "no regular file" if os.path.exists(path) else
+            raise UsageError("--gallery {}: {}".format(path, "this is no file" if os.path.exists(path) else
                                                        "no such file; run.py --mode embed makes one"))
         self.path = path
         try:
             self._open()
         except MemoryError:
             raise
+        except FileNotFoundError as error:
+            raise UsageError("--gallery {}: {}, which belongs to it, is not there".format(
+                path, error.filename)) from None
         except Exception as error:  # NumPy, zipfile and json raise a dozen types for a file that is damaged or other
             raise UsageError("--gallery {}: this is no gallery of run.py --mode embed, or it is damaged ({})".format(
                 path, first_line(error))) from None
@@ -152,8 +155,8 @@ class Gallery:
             self._texts = dict(zip(TEXTS, zip(*(line[:3] for line in lines[1:])))) if lines[1:] else dict.fromkeys(
                 TEXTS, ())
             scales = np.array([line[3] for line in lines[1:]], np.float32) if self._rows.type == np.int8 else None
-        options = self.about["options"]
-        if any(type(part[name]) is not kind for part, kinds in ((self.about, ABOUT), (options, OPTIONS))
+        options = self.about.get("options", {})
+        if any(type(part.get(name)) is not kind for part, kinds in ((self.about, ABOUT), (options, OPTIONS))
                for name, kind in kinds.items()) or options["resize"] not in RESIZES:
             raise ValueError("what it says of itself is incomplete")
         if self.about["format"] != FORMAT:

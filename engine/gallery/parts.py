@@ -33,7 +33,7 @@ def open_parts(args):
         first += len(images)
         print("Number of images in the {}: {}".format(NAMES[split], len(kept)), flush=True)
     if not any(len(part.kept) for part in parts):
-        raise UsageError("none of the {} pictures can be read".format(first))
+        raise UsageError("no picture can be read, of {}".format(first))
     return parts, lines
 
 

@@ -104,6 +104,8 @@ def open_gallery(command):
         raise UsageError("--mode search needs --gallery FILE; run.py --mode embed makes one")
     gallery = Gallery(args.gallery)
     if "data" in command.given:
+        if not os.path.isdir(args.data):
+            raise UsageError("--data {}: there is no such directory".format(args.data))
         gallery.folder = args.data
     elif not os.path.isdir(gallery.folder):
         print("Note: the pictures of {} were in {}, which is not there; --data DIR says where it is now".format(
@@ -123,10 +125,11 @@ def check_search(args, given, gallery):
         raise UsageError("--mode search needs --query PICTURE ... or --duplicates, one of the two")
     if not len(gallery):
         raise UsageError("--gallery {}: it holds no pictures".format(args.gallery))
-    if args.out is not None and not args.out.lower().endswith(PICTURE_ENDINGS):
-        raise UsageError("--out {}: with --mode search this is a picture; its name ends in {}".format(
-            args.out, " or ".join(PICTURE_ENDINGS)))
-    check_place(args.out)
+    if args.out is not None:
+        if not args.out.lower().endswith(PICTURE_ENDINGS):
+            raise UsageError("--out {}: with --mode search this is a picture; its name ends in {}".format(
+                args.out, " or ".join(PICTURE_ENDINGS)))
+        check_place(args, [args.out])
     if args.query is None:
         arguments.refuse_idle(given, OF_QUERIES, "with --duplicates")
         return

@@ -99,6 +99,8 @@ def held_directory(path, option="--save_dir"):
             except BlockingIOError:
                 raise UsageError("{} {}: another run is writing to it; wait for its end, or give this one a "
                                  "directory of its own".format(option, path)) from None
+            except FileExistsError:
+                raise UsageError("{} {}: this is a file; give a directory".format(option, path)) from None
             except OSError as error:
                 raise UsageError("{} {}: can't be written to ({})".format(option, path, error.strerror)) from None
             yield
