@@ -95,7 +95,7 @@ def open_image(path, truncated="refuse"):
             if truncated != "ok":
                 raise UnreadablePicture(
                     "{}: a truncated picture ({}); --truncated ok takes it, with grey for what is "
-                    "missing".format(shown(path), error)) from None
+                    "missing; of a data set --skip_broken leaves it out".format(shown(path), error)) from None
             return completed
 
 

@@ -83,7 +83,7 @@ def test_figures_are_those_of_a_training_that_then_begins_there(teacher, picture
     assert ("Teacher views: about" in out) == bool(more)
     words, figures, terms = read_diagnosis(str(tmp_path / "run"))  # what a report shows
     assert words == found["words"] and sorted(name for name, *_ in terms) == ["angle", "dist"]
-    assert figures["teacher's Recall@4"] == "{:.2f} %".format(100 * theirs["recall"]["4"])
+    assert figures["teacher's Recall@4"] == "{:.2%}".format(theirs["recall"]["4"])
 
 
 def test_neighbours_cka_and_gradients_are_those_of_the_networks(teacher, stopped, tmp_path, capsys):

@@ -197,7 +197,7 @@ def test_a_jpeg_without_its_last_two_bytes_is_taken_if_asked(tmp_path, options):
     size = save_noise(tmp_path / "one.jpg", "JPEG", **options)
     whole = opened(tmp_path / "one.jpg")
     os.truncate(str(tmp_path / "one.jpg"), size - 2)
-    with pytest.raises(UnreadablePicture, match="a truncated picture .*--truncated ok takes it") as caught:
+    with pytest.raises(UnreadablePicture, match="a truncated picture .*--truncated ok .*--skip_broken") as caught:
         open_image(str(tmp_path / "one.jpg"))
     assert str(tmp_path / "one.jpg") in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert np.array_equal(opened(tmp_path / "one.jpg", "ok"), whole)
