@@ -107,18 +107,18 @@ def draw_report(command):
 
     def check(args, given):
         asymmetric.check_gallery(args, given)
-        if args.out is None:
-            raise UsageError("--mode report needs --out DIR, the directory of the page")
-        modes.check_new(args, [os.path.join(args.out, name) for name in REPORT_FILES])
         for directory in args.compare or ():
             if read_log(directory) is None:
                 raise UsageError("--compare {}: there is no log.jsonl of a run".format(directory))
 
+    if args.out is None:
+        raise UsageError("--mode report needs --out DIR, the directory of the page")
+    modes.check_folder(args, REPORT_FILES)
     # Settle: run.args does not change after this.
     has_other = asymmetric.gallery_of(args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_other
-    with settled(command, check, networks, data_options_from="", trains=False) as run, held_directory(
-            args.out if ranks.is_first() else None, "--out"):
+    with held_directory(args.out if ranks.is_first() else None, "--out"), settled(
+            command, check, networks, data_options_from="", trains=False) as run:
         # Data.
         data = open_data(run, wanted=("test",))
         # Networks: each searches in what it has embedded itself.

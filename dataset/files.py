@@ -93,7 +93,7 @@ def replaced_file(path, before=None):
         with contextlib.suppress(OSError):
             os.remove(aside)
         if isinstance(error, OSError) and error.errno and error.filename in (None, aside):  # a full disk names none
-            raise OSError(error.errno, error.strerror, path) from None
+            error.filename = path
         raise
 
 

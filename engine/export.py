@@ -49,9 +49,10 @@ def check_export(args, given):
                                   ((ending, form.runtime) for ending, form in FORMATS.items()))))
     if args.int8 and _ending(args.out) != ".onnx":
         raise UsageError("--int8 is made by onnxruntime; give an --out that ends in .onnx")
-    if os.path.realpath(args.out) == os.path.realpath(args.load):
+    written = [args.out] + [_int8(args.out)] * (_ending(args.out) == ".onnx")
+    if os.path.realpath(args.load) in map(os.path.realpath, written):
         raise UsageError("--out {} is the file of --load; give another name".format(args.out))
-    check_place(args, [args.out, _int8(args)])
+    check_place(args, written)
     if args.no_check:
         refuse_idle(given, ("int8", "recall", "dataset", "data", "download", "skip_broken", "skip_single", "truncated",
                             "batch", "workers", "cache"), "with --no_check")
@@ -86,12 +87,13 @@ def export_network(run, network, data):
     notes = _notes(args, network)
     content = _converted(args, form.runtime, lambda: form.write(network, args.image_size, notes))
     try:
-        exported = None if data is None else _loaded(form.run, content, form.runtime)
+        exported = None if data is None else _loaded(form.run, content, "{} can't run the exported file; "
+                                                            "take a newer one, or --no_check".format(form.runtime))
     except MissingPackage as error:
         print("Warning: not compared on pictures: {}".format(error), flush=True)
         exported = None
     if exported is None:
-        _replace(args, content)
+        _replace(args.out, content)
         return
     table = _Table(run, data.evaluation["test"], for_evaluation(run, network))
     found = table.add(form.runtime, exported, len(content))
@@ -99,18 +101,19 @@ def export_network(run, network, data):
         write_bytes(args.out + FAILED, content)
         raise TrainingError("the exported network gives other embeddings (up to {:.2g} of their length); it is kept as "
                             "{}{}, and {} is as it was".format(found.difference, args.out, FAILED, args.out))
-    _replace(args, content)
+    _replace(args.out, content)
     if args.int8:
         content = _converted(args, "int8", lambda: to_int8(content, _calibration(args), notes))
-        table.add("onnxruntime, int8", _loaded(OnnxNetwork, content, "onnxruntime"), len(content))
-        _write(_int8(args), content)
+        quantised = _loaded(OnnxNetwork, content, "onnxruntime can't run the int8 file; take a newer one, or leave "
+                            "--int8 out")
+        table.add("onnxruntime, int8", quantised, len(content))
+        _write(_int8(args.out), content)
     table.tell()
 
 
-def _int8(args):
-    """Return the path of the quantised network."""
-    path, ending = os.path.splitext(args.out)
-    return path + INT8 + ending
+def _int8(path):
+    """Return the path of the int8 form of a network."""
+    return INT8.join(os.path.splitext(path))
 
 
 def _ending(path):
@@ -128,15 +131,14 @@ def _converted(args, target, convert):
             args.base, target, torch.__version__, type(error).__name__, first_line(error))) from None
 
 
-def _loaded(kind, content, runtime):
-    """Return the network that is in a file's content, a ``kind`` of module."""
+def _loaded(kind, content, advice):
+    """Return the network that is in a file's content, a ``kind`` of module. advice: for one that can't be loaded."""
     try:
         return kind(content, torch.get_num_threads())
     except (WeightsError, MemoryError):
         raise
     except Exception as error:  # onnxruntime's own, of many types: that of an older version for a newer file
-        raise TrainingError("{} can't run the exported file, so nothing is written ({}: {}); take a newer one, or "
-                            "--no_check".format(runtime, type(error).__name__, first_line(error))) from None
+        raise TrainingError("{} ({}: {})".format(advice, type(error).__name__, first_line(error))) from None
 
 
 def _write(path, content):
@@ -144,11 +146,12 @@ def _write(path, content):
     print("Exported: {} ({:.1f} MB)".format(path, len(content) / 1e6), flush=True)
 
 
-def _replace(args, content):
-    """Write the network; an older one's int8 file that lies beside it goes."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(_int8(args))
-    _write(args.out, content)
+def _replace(path, content):
+    """Write the network; an int8 form of the one before goes."""
+    _write(path, content)
+    if _ending(path) == ".onnx":
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(_int8(path))
 
 
 def _notes(args, network):

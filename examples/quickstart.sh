@@ -39,3 +39,4 @@ step "6/6 Evaluate the best student" \
 
 printf '\n'
 "$python" examples/summary.py "$out/teacher" "$out/student_triplet" "$out/student_rkd" "$out/student_best"
+printf 'What to do with them: "Before and after a training" in README.md\n'

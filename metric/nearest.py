@@ -143,6 +143,8 @@ def close_pairs(gallery, distance, most=5000):
     Returns:
         Euclidean distances in float64, P; rows in int64, P x 2, the lower one first; the number of all pairs, >= P.
     """
+    if not len(gallery):
+        return torch.empty(0, dtype=torch.float64), torch.empty(0, 2, dtype=torch.int64), 0
     count, limit = 0, distance * distance
     found = torch.empty(0, dtype=torch.float64), torch.empty(0, 2, dtype=torch.int64)
     first = gallery[:SIDE]

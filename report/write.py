@@ -41,12 +41,12 @@ def write_report(directory, networks, logs, command, seed=0, run_directory=None)
                GALLERY: _png(findings.queries_in_picture(), SCALE), MAP: _png(findings.maps_in_picture(), SCALE)}
     if curves:
         content[CURVES] = _png(sheet(curves), SCALE)
-    else:
-        with contextlib.suppress(FileNotFoundError):  # those of a former page
-            os.remove(os.path.join(directory, CURVES))
     for name, written in content.items():
         _write(directory, name, written)
         print("Written: {} ({:,.0f} kB)".format(os.path.join(directory, name), len(written) / 1000), flush=True)
+    if not curves:
+        with contextlib.suppress(FileNotFoundError):  # those of a former page
+            os.remove(os.path.join(directory, CURVES))
     if tiles.missing:
         print("Pictures that could not be opened, and are grey: {}".format(tiles.missing), flush=True)
 

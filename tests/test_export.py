@@ -222,11 +222,24 @@ def test_without_a_check_no_picture_is_needed(whole, tmp_path, capsys, monkeypat
     assert code == 0 and "Exported: {}".format(tmp_path / "a.pt") in printed, errors
 
 
-def test_an_older_int8_file_does_not_stay_beside_a_new_network(whole, tmp_path, capsys):
-    (tmp_path / "a.int8.pt").write_text("")
-    argv = argv_for(whole, tmp_path / "a.pt", "--no_check")[:-3] + ["--no_check"]
-    assert "a.int8.pt is there; --overwrite replaces it" in failure(capsys, run.main, argv)
-    assert answer(capsys, run.main, argv + ["--overwrite"])[0] == 0 and os.listdir(str(tmp_path)) == ["a.pt"]
+def test_an_older_int8_file_does_not_stay_beside_a_new_network(whole, tmp_path, capsys, monkeypatch, onnxruntime):
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)  # the faster exporter
+    (tmp_path / "a.int8.onnx").write_text("")
+    argv = argv_for(whole, tmp_path / "a.onnx", "--no_check")[:-3] + ["--no_check"]
+    assert "a.int8.onnx is there; --overwrite replaces it" in failure(capsys, run.main, argv)
+    assert answer(capsys, run.main, argv + ["--overwrite"])[0] == 0 and os.listdir(str(tmp_path)) == ["a.onnx"]
+    argv[argv.index("--load") + 1] = str(tmp_path / "a.int8.onnx")
+    assert "is the file of --load" in failure(capsys, run.main, argv + ["--overwrite"])
+
+
+def test_an_int8_file_that_can_not_be_loaded_is_not_written(whole, tmp_path, capsys, monkeypatch, onnxruntime):
+    def refuse(content, threads):
+        raise KeyError("unsupported version")
+
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "OnnxNetwork", refuse)
+    line = failure(capsys, run.main, argv_for(whole, tmp_path / "a.onnx", "--int8"), code=1)
+    assert "can't run the int8 file" in line and "leave --int8 out" in line and os.listdir(str(tmp_path)) == ["a.onnx"]
 
 
 @pytest.mark.parametrize("resize", ["square", "short"])

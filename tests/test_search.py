@@ -103,6 +103,10 @@ def test_few_distances_are_decided_in_float64_though_a_network_has_collapsed(gal
     assert sum(pairs) < 1.2 * len(gallery) * 300  # of one block of ten
 
 
+def test_an_empty_gallery_has_no_close_pairs():
+    assert [len(close_pairs(torch.empty(0, 3), 1)[part]) for part in (0, 1)] == [0, 0]
+
+
 def test_what_can_not_be_searched():
     for queries, gallery, k, words in ((torch.ones(1, 3), torch.ones(4, 2), 1, "dimensions"),
                                        (torch.ones(1, 3), torch.ones(4, 3), 5, "from 1 to 4"),
