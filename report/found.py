@@ -6,6 +6,7 @@ from report.canvas import Canvas
 from report.tiles import Tiles
 
 TILE, GAP, LINE = 96, 8, 13  # units: side of a tile, space around it, height of a line of text
+ROOM = TILE - 14  # for words: letters may be wide
 IN_A_ROW = 10  # more are wrapped
 SCALE = 1.5  # pixels of a unit
 
@@ -50,4 +51,4 @@ def draw_found(queries, matches, out):
 def _tile(canvas, left, top, tile, lines):
     canvas.picture(left, top, TILE, tile)
     for number, (text, colour) in enumerate(line for line in lines if line[0]):
-        canvas.text(left, top + TILE + (number + 1) * LINE, text, 9, colour=colour, room=TILE - 4)
+        canvas.text(left, top + TILE + (number + 1) * LINE, text, 9, colour=colour, room=ROOM)
