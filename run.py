@@ -113,7 +113,7 @@ def draw_report(command):
 
     if args.out is None:
         raise UsageError("--mode report needs --out DIR, the directory of the page")
-    modes.check_folder(args, REPORT_FILES)
+    modes.check_new(args, [os.path.join(args.out, name) for name in REPORT_FILES])
     # Settle: run.args does not change after this.
     has_other = asymmetric.gallery_of(args) is not None
     networks = NETWORKS + [asymmetric.GALLERY] * has_other

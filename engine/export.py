@@ -85,10 +85,11 @@ def export_network(run, network, data):
     """
     args, form = run.args, FORMATS[_ending(run.args.out)]
     notes = _notes(args, network)
-    content = _converted(args, form.runtime, lambda: form.write(network, args.image_size, notes))
+    content = _in_a_line(lambda: form.write(network, args.image_size, notes), _unexportable(args, form.runtime))
     try:
-        exported = None if data is None else _loaded(form.run, content, "{} can't run the exported file; "
-                                                            "take a newer one, or --no_check".format(form.runtime))
+        exported = None if data is None else _in_a_line(
+            lambda: form.run(content, torch.get_num_threads()),
+            "{} can't run the exported file; take a newer one, or --no_check".format(form.runtime))
     except MissingPackage as error:
         print("Warning: not compared on pictures: {}".format(error), flush=True)
         exported = None
@@ -103,11 +104,11 @@ def export_network(run, network, data):
                             "{}{}, and {} is as it was".format(found.difference, args.out, FAILED, args.out))
     _replace(args.out, content)
     if args.int8:
-        content = _converted(args, "int8", lambda: to_int8(content, _calibration(args), notes))
-        quantised = _loaded(OnnxNetwork, content, "onnxruntime can't run the int8 file; take a newer one, or leave "
-                            "--int8 out")
-        table.add("onnxruntime, int8", quantised, len(content))
-        _write(_int8(args.out), content)
+        small = _in_a_line(lambda: to_int8(content, _calibration(args), notes), _unexportable(args, "int8"))
+        quantised = _in_a_line(lambda: OnnxNetwork(small, torch.get_num_threads()),
+                               "onnxruntime can't run the int8 file; take a newer one, or leave --int8 out")
+        table.add("onnxruntime, int8", quantised, len(small))
+        _write(_int8(args.out), small)
     table.tell()
 
 
@@ -120,25 +121,18 @@ def _ending(path):
     return os.path.splitext(path)[1].lower()
 
 
-def _converted(args, target, convert):
-    """Return what ``convert()`` gives, a file's content."""
+def _unexportable(args, target):
+    return "--base {} can't be exported to {} with torch {}".format(args.base, target, torch.__version__)
+
+
+def _in_a_line(act, problem):
+    """Return what ``act()`` gives; that it fails is told as ``problem``."""
     try:
-        return convert()
+        return act()
     except (WeightsError, UsageError, MemoryError):
         raise
-    except Exception as error:  # the exporters' own, of many types
-        raise TrainingError("--base {} can't be exported to {} with torch {} ({}: {})".format(
-            args.base, target, torch.__version__, type(error).__name__, first_line(error))) from None
-
-
-def _loaded(kind, content, advice):
-    """Return the network that is in a file's content, a ``kind`` of module. advice: for one that can't be loaded."""
-    try:
-        return kind(content, torch.get_num_threads())
-    except (WeightsError, MemoryError):
-        raise
-    except Exception as error:  # onnxruntime's own, of many types: that of an older version for a newer file
-        raise TrainingError("{} ({}: {})".format(advice, type(error).__name__, first_line(error))) from None
+    except Exception as error:  # those of exporters and runtimes, of many types
+        raise TrainingError("{} ({}: {})".format(problem, type(error).__name__, first_line(error))) from None
 
 
 def _write(path, content):

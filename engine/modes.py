@@ -49,18 +49,11 @@ def check_place(args, paths):
         raise UsageError("--out {}: this is a directory; give the name of a file".format(args.out))
     if not os.path.isdir(os.path.dirname(args.out) or "."):
         raise UsageError("--out {}: there is no directory {}; make it".format(args.out, os.path.dirname(args.out)))
-    _check_new(args, paths)
+    check_new(args, paths)
 
 
-def check_folder(args, names):
-    """Refuse (UsageError) an --out that is a file, and, without --overwrite, to replace one of the files with these
-    names in it."""
-    if os.path.exists(args.out) and not os.path.isdir(args.out):
-        raise UsageError("--out {}: this is a file; give a directory".format(args.out))
-    _check_new(args, [os.path.join(args.out, name) for name in names])
-
-
-def _check_new(args, paths):
+def check_new(args, paths):
+    """Refuse (UsageError) to replace one of these files without --overwrite."""
     there = [path for path in paths if os.path.lexists(path)]
     if there and not args.overwrite:
         raise UsageError("--out: {} is there; --overwrite replaces it".format(there[0]))
